@@ -1,0 +1,1 @@
+"""One module per question; `run` of each asks it of all contestants in turn."""

@@ -1,0 +1,137 @@
+"""What a router asks of a pod: keep these files, run this job under my id.
+
+The job comes resolved: its files are in the blob store already, by digest, and its parameters are
+those that the router checked against the pod's own card.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+
+from polypod.access.keys import DISPATCH
+from polypod.api.body import read_json
+from polypod.api.endpoint import Api, needs, owner_of, seen_owner
+from polypod.api.submit import accepted
+from polypod.errors import BadInput, BadRequest, Conflict, NotFound
+from polypod.jobs.engine import Submission
+from polypod.jobs.job import FileRef
+from polypod.model import Model
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_JOB_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@needs(DISPATCH)
+async def put_blob(api: Api, request: Request) -> Response:
+    """PUT /blobs/{sha256}: keep a file. 204 once it is durable."""
+    digest = _digest(request)
+    with api.engine.blobs.writer() as writer:
+        async for chunk in request.stream():
+            await asyncio.to_thread(writer.write, chunk)
+        if writer.digest != digest:
+            raise BadInput("The bytes that came have another SHA-256.", "Send them again.")
+        await asyncio.to_thread(writer.commit)
+    return Response(None, 204)
+
+
+@needs(DISPATCH)
+async def get_blob(api: Api, request: Request) -> Response:
+    """GET and HEAD /blobs/{sha256}."""
+    digest = _digest(request)
+    try:
+        path = api.engine.blobs.path(digest)
+    except KeyError:
+        raise NotFound("There is no such file here.", "PUT it first.") from None
+    return FileResponse(path, media_type="application/octet-stream")
+
+
+@needs(DISPATCH)
+async def put_job(api: Api, request: Request) -> Response:
+    """PUT /job/{job_id}: run the router's job. Repeating it is harmless: 202 with the job as it is.
+
+    Raises:
+        Conflict: inputs are `missing` here.
+        BadInput: this version of the model does not take these parameters.
+    """
+    job_id = request.path_params["job_id"]
+    if not _JOB_ID.fullmatch(job_id):
+        raise BadRequest("A job's id is 32 hexadecimal digits.", "Let the router make it.")
+    body = await read_json(request)
+    try:
+        known = await api.engine.job(job_id, None)
+    except NotFound:
+        pass
+    else:
+        return accepted(api, await api.engine.job(known.id, seen_owner(request)))
+    model = api.model(str(body.get("model") or ""))
+    inputs = _inputs(model, body.get("inputs"))
+    missing = [ref.digest for ref in inputs.values() if not _is_here(api, ref.digest)]
+    if missing:
+        raise Conflict(
+            "Inputs of the job are not here.", "PUT /blobs/SHA256 first.", missing=missing
+        )
+    until = str(body.get("until") or "")
+    params = _params(model, body)
+    model.plan(params, until)
+    job = await api.engine.submit(
+        Submission(
+            id=job_id,
+            model=model.name,
+            inputs=inputs,
+            uploads=inputs,
+            params=params,
+            until=until,
+            owner=owner_of(request),
+            priority=int(body.get("priority") or 0),
+        )
+    )
+    return accepted(api, job)
+
+
+def _params(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
+    """As the router resolved them; checked again where it knew another version of the card."""
+    given = body.get("params")
+    if not isinstance(given, dict):
+        raise BadRequest("`params` is not an object.", "Send all parameters, resolved.")
+    return model.resolve(cast(dict[str, Any], given))
+
+
+def _inputs(model: Model, given: Any) -> dict[str, FileRef]:
+    if not isinstance(given, dict):
+        raise BadRequest("`inputs` is not an object.", "Send a file reference for each input.")
+    inputs: dict[str, FileRef] = {}
+    for name, ref in cast(dict[str, Any], given).items():
+        if name not in model.inputs:
+            raise BadInput(f"Model {model.name} has no input {name[:64]!r}.", "See GET /models.")
+        try:
+            digest, size = str(ref["digest"]), int(ref["size"])
+            inputs[name] = FileRef(digest, size, str(ref["media_type"]), str(ref["filename"]))
+        except (KeyError, TypeError, ValueError):
+            digest = ""
+        if not _DIGEST.fullmatch(digest):
+            raise BadRequest(f"Input {name[:64]!r} is not a file reference.")
+    for name, declared in model.inputs.items():
+        if declared.required and name not in inputs:
+            raise BadInput(f"Input {name!r} is missing.", "Every required input must be there.")
+    return inputs
+
+
+def _is_here(api: Api, digest: str) -> bool:
+    try:
+        api.engine.blobs.path(digest)
+    except KeyError:
+        return False
+    return True
+
+
+def _digest(request: Request) -> str:
+    digest = request.path_params["sha256"]
+    if not _DIGEST.fullmatch(digest):
+        raise BadRequest("This is not a SHA-256 in hexadecimal digits.")
+    return digest

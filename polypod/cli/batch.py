@@ -1,0 +1,260 @@
+"""Pictures on their way: submitted in order, followed over one connection, saved as they end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from polypod.cli.given import is_url
+from polypod.cli.output import explain
+from polypod.cli.progress import Display, display
+from polypod.client import ApiError, AsyncClient, ClientError, Event, JobView
+from polypod.client.views import Json
+
+PATIENCE_S = 600.0
+"""How long the service may be out of reach while its jobs are followed."""
+IN_FLIGHT = 100
+"""Unfinished jobs at once; more pictures wait here (their ids go into one URL)."""
+GATHER_S = 0.2
+"""Jobs accepted within this time join the event connection together."""
+VIEWS = tuple(f"view_{number}.png" for number in range(4))
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted."""
+
+    photos: tuple[str, ...]
+    model: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    inputs: Mapping[str, str] = field(default_factory=dict[str, str])
+    until: str = ""
+    format: str = ""
+    out: Path = Path("out")
+    detach: bool = False
+    as_json: bool = False
+
+
+@dataclass
+class Item:
+    """A picture on its way."""
+
+    source: str
+    name: str
+    job: JobView | None = None
+    files: dict[str, Path] = field(default_factory=dict[str, Path])
+    """Paths by what they are: `result`, or the asset's name."""
+    error: tuple[str, str] | None = None
+    notes: list[str] = field(default_factory=list[str])
+    seconds: float = 0.0
+    begun: float = field(default_factory=time.monotonic)
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def open(self) -> bool:
+        """Whether it has a job that nobody has seen end."""
+        return self.job is not None and not self.job.done
+
+
+async def make(
+    order: Order, items: Sequence[Item], url: str, api_key: str, patience_s: float = PATIENCE_S
+) -> None:
+    """Submits and follows all items and saves their results; what became of each is in it."""
+    async with AsyncClient(url, api_key=api_key, patience_s=0) as first:
+        await first.health()  # not there at all: said at once
+    async with AsyncClient(url, api_key=api_key, patience_s=patience_s) as client:
+        with display(as_json=order.as_json) as shown:
+            await Batch(client, order, items, shown).run()
+
+
+class Batch:
+    """Items on their way: submitted in order, followed over one connection, saved as they end."""
+
+    def __init__(
+        self, client: AsyncClient, order: Order, items: Sequence[Item], shown: Display
+    ) -> None:
+        self._client = client
+        self._order = order
+        self._items = items
+        self._shown = shown
+        self._running = {item.job.id: item for item in items if item.job and item.open}
+        self._news = asyncio.Event()
+        self._room = asyncio.Semaphore(IN_FLIGHT)
+        self._saving: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        submitting = asyncio.create_task(self._submit_all())
+        try:
+            if not self._order.detach:
+                await self._follow_all(submitting)
+            await submitting
+            await asyncio.gather(*self._saving)
+        finally:
+            left = [submitting, *self._saving]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    async def _submit_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        joining: asyncio.TimerHandle | None = None
+        for item in self._items:
+            if item.job:
+                self._took(item, item.job)
+                continue
+            await self._room.acquire()
+            item.begun = time.monotonic()
+            self._shown.say(item.name, "submitting")
+            try:
+                item.job = await self._submit(item)
+            except (ApiError, OSError) as error:
+                self._failed(item, explain(error))
+                continue
+            self._took(item, item.job)
+            if joining:
+                joining.cancel()
+            joining = loop.call_later(GATHER_S, self._news.set)
+        if joining:
+            joining.cancel()
+        self._news.set()
+
+    async def _submit(self, item: Item) -> JobView:
+        """Waits for as long as the queue is full."""
+        while True:
+            try:
+                handle = await self._client.generate(
+                    item.source,
+                    self._order.model or None,
+                    self._order.params,
+                    inputs=self._order.inputs,
+                    until=self._order.until,
+                    idempotency_key=item.key,
+                )
+            except ApiError as error:
+                if error.code != "queue_full":
+                    raise
+                await asyncio.sleep(error.retry_after_s or 2)
+            else:
+                return handle.view
+
+    def _took(self, item: Item, job: JobView) -> None:
+        self._shown.show(item.name, job)
+        if job.done:
+            self._ended(item)
+        elif not self._order.detach:
+            self._running[job.id] = item
+
+    async def _follow_all(self, submitting: asyncio.Task[None]) -> None:
+        while self._running or not submitting.done():
+            news = asyncio.ensure_future(self._news.wait())
+            await asyncio.wait({submitting, news}, return_when=asyncio.FIRST_COMPLETED)
+            news.cancel()
+            self._news.clear()
+            while self._running and not self._news.is_set():
+                await self._follow(list(self._running))
+
+    async def _follow(self, jobs: Sequence[str]) -> None:
+        """Until all have ended or others have joined."""
+        listening = asyncio.create_task(self._listen(jobs))
+        news = asyncio.create_task(self._news.wait())
+        try:
+            await asyncio.wait({listening, news}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            news.cancel()
+            listening.cancel()
+            await asyncio.gather(news, listening, return_exceptions=True)
+        if not listening.cancelled():
+            listening.result()
+
+    async def _listen(self, jobs: Sequence[str]) -> None:
+        async with aclosing(self._client.events(*jobs)) as events:
+            async for event in events:
+                self._heard(event)
+
+    def _heard(self, event: Event) -> None:
+        item = self._running.get(event.job.id)
+        if item is None:
+            return
+        item.job = event.job
+        self._shown.show(item.name, event.job)
+        if event.job.done:
+            del self._running[event.job.id]
+            self._ended(item)
+
+    def _ended(self, item: Item) -> None:
+        self._room.release()
+        task = asyncio.create_task(self._save(item))
+        self._saving.add(task)
+
+    async def _save(self, item: Item) -> None:
+        assert item.job
+        if item.job.status != "completed":
+            error = item.job.error
+            what = error.message if error else f"The job was {item.job.status}."
+            self._failed(item, (what, error.hint if error else ""))
+            return
+        self._shown.say(item.name, "saving")
+        try:
+            item.job = (await self._client.job(item.job.id)).view
+            await self._save_files(item, item.job)
+            item.job = (await self._client.job(item.job.id)).view
+        except (ClientError, OSError) as error:
+            self._failed(item, explain(error))
+        else:
+            item.seconds = time.monotonic() - item.begun
+            self._shown.say(item.name, "saved")
+
+    async def _save_files(self, item: Item, job: JobView) -> None:
+        if not job.download_url:  # stopped by `until`
+            names = [a.name for a in job.assets if a.kind in ("output", "manifest")]
+            await asyncio.gather(*(self._save_asset(item, job, name) for name in names))
+            return
+        kind = self._order.format or _ending(job)
+        path = self._order.out / f"{item.name}.{kind}"
+        saved = await self._client.download(job, path, format=self._order.format or None)
+        item.files["result"] = saved.path
+        extras = (*VIEWS, MANIFEST)
+        done = await asyncio.gather(
+            *(self._save_asset(item, job, name) for name in extras), return_exceptions=True
+        )
+        for name, problem in zip(extras, done, strict=True):
+            if isinstance(problem, Exception):
+                item.notes.append(f"no {name}: {' '.join(explain(problem))}")
+
+    async def _save_asset(self, item: Item, job: JobView, name: str) -> None:
+        path = self._order.out / f"{item.name}_{name}"
+        item.files[name] = (await self._client.download(job, path, name)).path
+
+    def _failed(self, item: Item, error: tuple[str, str]) -> None:
+        item.error = error
+        self._shown.say(item.name, "failed")
+
+
+def unique_names(photos: Iterable[str]) -> list[tuple[str, str]]:
+    """Each with the name of its files: the photo's stem, numbered where it comes again."""
+    named: list[tuple[str, str]] = []
+    taken: set[str] = set()
+    for photo in photos:
+        path = urlsplit(photo).path if is_url(photo) else photo
+        stem = Path(path).stem or "photo"
+        name, number = stem, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name.casefold())
+        named.append((photo, name))
+    return named
+
+
+def _ending(job: JobView) -> str:
+    """Ending of the main result: `output_format` of the job's parameters."""
+    params: Json = job.raw.get("params") or {}
+    return str(params.get("output_format") or "glb")

@@ -1,0 +1,113 @@
+"""`polypod generate` and `download`: pictures in, files saved, however many at once."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+from rich.markup import escape
+
+from polypod.cli.batch import Item, Order, make, unique_names
+from polypod.cli.given import check_source
+from polypod.cli.output import (
+    FAILED,
+    INTERRUPTED,
+    complain,
+    guarded,
+    print_json,
+    result_console,
+    talk_console,
+)
+from polypod.cli.summary import as_document, tell_saved
+from polypod.client import Client, ClientError
+
+
+def run_order(order: Order, url: str, api_key: str) -> int:
+    """Exit status of `polypod generate`."""
+    for photo in order.photos:
+        check_source(photo)
+    items = [Item(photo, name) for photo, name in unique_names(order.photos)]
+    return guarded(lambda: _run(order, items, url, api_key), as_json=order.as_json)
+
+
+def run_download(order: Order, job_id: str, asset: str, url: str, api_key: str) -> int:
+    """Exit status of `polypod download`."""
+    item = Item(job_id, order.photos[0])
+
+    def work() -> int:
+        with Client(url, api_key=api_key, patience_s=5) as client:
+            item.job = client.job(job_id).view
+            if asset:
+                saved = client.download(job_id, order.out / asset, asset)
+                item.files[asset] = saved.path
+                return report(order, [item])
+        return _run(order, [item], url, api_key)
+
+    return guarded(work, as_json=order.as_json)
+
+
+def _run(order: Order, items: Sequence[Item], url: str, api_key: str) -> int:
+    try:
+        asyncio.run(make(order, items, url, api_key))
+    except KeyboardInterrupt:
+        return _interrupted(order, [item for item in items if item.open], url, api_key)
+    except ClientError:
+        _tell_left(order, [item for item in items if item.open])
+        raise
+    return report(order, items)
+
+
+def report(order: Order, items: Sequence[Item]) -> int:
+    """Says what became of the items; the exit status."""
+    if order.as_json:
+        print_json({"jobs": [as_document(item) for item in items]})
+    for item in items:
+        if item.error:
+            complain(*item.error, about=item.name)
+        elif not order.as_json:
+            if order.detach and item.job:
+                result_console().print(f"{escape(item.name)}  {item.job.id}")
+            else:
+                tell_saved(item)
+    if order.detach and not order.as_json:
+        _tell_left(order, [item for item in items if item.job])
+    return FAILED if any(item.error for item in items) else 0
+
+
+def _interrupted(order: Order, left: Sequence[Item], url: str, api_key: str) -> int:
+    if left and _wants_cancel(len(left)):
+        with Client(url, api_key=api_key, patience_s=5) as client:
+            for item in left:
+                if item.job:
+                    client.cancel(item.job)
+        talk_console().print("Cancelled.")
+    else:
+        _tell_left(order, left)
+    return INTERRUPTED
+
+
+def _wants_cancel(count: int) -> bool:
+    """Asks, if there is someone to ask."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    jobs = "the job" if count == 1 else f"the {count} unfinished jobs"
+    try:
+        return typer.confirm(f"\nCancel {jobs}?", err=True)
+    except (typer.Abort, KeyboardInterrupt):
+        talk_console().print()
+        return False
+
+
+def _tell_left(order: Order, left: Sequence[Item]) -> None:
+    """How to come back to jobs that go on without us."""
+    if not left:
+        return
+    talk = talk_console()
+    talk.print("The job goes on." if len(left) == 1 else "The jobs go on.", "Get the result with:")
+    for item in left:
+        assert item.job
+        where = f" -o {order.out}" if order.out != Path("out") else ""
+        talk.print(f"  polypod download {item.job.id} --name {escape(item.name)}{escape(where)}")

@@ -1,0 +1,108 @@
+"""`polypod settings`: what can be set, read from `Settings` itself."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import typer
+from pydantic import AliasChoices, ValidationError
+from pydantic.fields import FieldInfo
+from rich.markup import escape
+
+from polypod.cli.output import FAILED, complain, print_json, result_console
+from polypod.settings import Settings
+
+SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
+HIDDEN = "(hidden)"
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    """The environment variable."""
+    value: str
+    default: str
+    description: str
+
+
+def show_settings(as_json: bool) -> int:
+    """Exit status of `polypod settings`."""
+    found = settings_here()
+    if as_json:
+        print_json([asdict(setting) for setting in found])
+        return 0
+    out = result_console()
+    for setting in found:
+        changed = setting.value != setting.default
+        style = "bold green" if changed else "bold"
+        was = f"  [dim](default {escape(setting.default)})[/dim]" if changed else ""
+        out.print(f"[{style}]{setting.name}[/{style}] = {escape(setting.value)}{was}")
+        if setting.description:
+            out.print(f"    {escape(setting.description)}")
+    return 0
+
+
+def read_settings() -> Settings:
+    """Those of this environment; one that is not valid is told, and ends the command."""
+    try:
+        return Settings()  # pyright: ignore[reportCallIssue]
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            name = env_name(str(problem["loc"][0]))
+            complain(f"{name} is not valid: {problem['msg']}.", "Change it in the environment.")
+        raise typer.Exit(FAILED) from None
+
+
+def settings_here() -> list[Setting]:
+    """Every setting with its value in this environment; secrets are hidden."""
+    current = read_settings()
+    return [
+        Setting(
+            name=env_name(name),
+            value=_shown(name, getattr(current, name)),
+            default=_shown(name, _default(name, field)),
+            description=field.description or "",
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def env_name(name: str) -> str:
+    """The environment variable of a setting; a setting of many begins with `POLYPOD_NAME_`."""
+    field = Settings.model_fields.get(name)
+    if field is None:
+        return name
+    alias = field.validation_alias
+    if isinstance(alias, AliasChoices):
+        return next(str(choice) for choice in alias.choices if str(choice).isupper())
+    if field.annotation == dict[str, str]:
+        return f"POLYPOD_{name.removesuffix('s').upper()}_<NAME>"
+    return f"POLYPOD_{name.upper()}"
+
+
+def _default(name: str, field: FieldInfo) -> Any:
+    """As a service without any of these variables would have it."""
+    if field.default_factory is not None:
+        return {}
+    value = field.get_default()
+    return value.absolute() if name == "data" else value
+
+
+def _shown(name: str, value: Any) -> str:
+    if value in ("", None, (), {}):
+        return "(none)"
+    if SECRET.search(name):
+        return HIDDEN
+    if isinstance(value, tuple):
+        return ",".join(cast(tuple[str, ...], value))
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={v}" for k, v in cast(dict[str, str], value).items())
+    return _without_password(str(value))
+
+
+def _without_password(text: str) -> str:
+    password = urlsplit(text).password if "://" in text else None
+    return text.replace(f":{password}@", f":{HIDDEN}@") if password else text

@@ -1,0 +1,74 @@
+"""`polypod run`: a service, one photograph, one 3D model; afterwards nothing is left running."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from polypod.cli.batch import Item, Order, make, unique_names
+from polypod.cli.generate import report
+from polypod.cli.given import check_source
+from polypod.cli.output import guarded, is_terminal, result_console, talk_console
+from polypod.cli.server import bento_command, running_service
+from polypod.client import Unreachable
+
+PATIENCE_S = 10.0
+"""Our own service, if it ends, does not come back."""
+
+
+def try_out(photo: str, model: str, out: Path, params: Mapping[str, Any], data: Path | None) -> int:
+    """Exit status of `polypod run`."""
+    check_source(photo)
+    bento_command(model)
+    order = Order(photos=(photo,), model=model, params=params, out=out)
+    item = Item(*unique_names(order.photos)[0])
+    return guarded(lambda: _run(order, item, data))
+
+
+def _run(order: Order, item: Item, data: Path | None) -> int:
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="polypod-") as temporary:
+        folder, log = data or Path(temporary, "data"), Path(temporary, "service.log")
+        with running_service(order.model, folder, log) as service:
+            _say_waiting(order.model, service.wait_ready)
+            try:
+                asyncio.run(make(order, [item], service.url, "", PATIENCE_S))
+            except Unreachable:
+                service.check()
+                raise
+    status = report(order, [item])
+    if status == 0:
+        _tell_next(item, order, time.monotonic() - begun)
+    return status
+
+
+def _say_waiting(model: str, wait: Any) -> None:
+    text = f"Starting the service of {model} …"
+    if is_terminal():
+        with Console(stderr=True).status(text):
+            wait()
+    else:
+        talk_console().print(text)
+        wait()
+
+
+def _tell_next(item: Item, order: Order, seconds: float) -> None:
+    out = result_console()
+    result = item.files.get("result")
+    out.print(f"\nDone in {seconds:.1f} s; the service is stopped. What to try next:")
+    steps = (
+        (f"open {result}", "look at it, in any viewer of 3D models"),
+        (f"polypod run {item.source} --preset high", "finer"),
+        ("make serve", "keep the service at http://127.0.0.1:8000, then:"),
+        ("polypod generate YOUR_PHOTO.jpg", "your own pictures, many at once"),
+        ("polypod models inflate", "what it can be told"),
+    )
+    for command, meaning in steps:
+        out.print(f"  [bold]{escape(command):44}[/bold] {escape(meaning)}")

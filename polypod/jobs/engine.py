@@ -1,0 +1,397 @@
+"""The job engine: takes jobs in, answers for them, and ends each exactly once.
+
+It lives on one event loop. A runner (`stages`) does the work between; what must survive is
+committed by the store before anyone is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from polypod import __version__, metrics
+from polypod.assets.blobs import Blobs
+from polypod.background import Background
+from polypod.errors import NotFound, Problem, Unavailable
+from polypod.jobs.derived import Derived
+from polypod.jobs.describe import describe_asset, describe_job, with_urls
+from polypod.jobs.estimates import Estimates
+from polypod.jobs.events import EventHub
+from polypod.jobs.job import TERMINAL, Asset, FileRef, Job, JobError, Status, new_id
+from polypod.jobs.live import Live
+from polypod.jobs.lock import DataLock
+from polypod.jobs.queue import Queue
+from polypod.jobs.runner import Book, Runner
+from polypod.jobs.stages import StageRunner
+from polypod.jobs.store import Store
+from polypod.jobs.sweep import Sweeper
+from polypod.model import Model
+from polypod.settings import Settings
+from polypod.webhooks.sender import Sender
+
+log = logging.getLogger("polypod.jobs")
+
+SERVER_DEATHS = 10
+PROGRESS_INTERVAL_S = 0.2
+FINISHED_REMEMBERED = 512
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A checked request: files are in the blob store, parameters are resolved."""
+
+    model: str
+    inputs: Mapping[str, FileRef]
+    """What the model is given, by input name."""
+    uploads: Mapping[str, FileRef]
+    """The same as uploaded; kept beside the results."""
+    params: Mapping[str, Any]
+    until: str = ""
+    owner: str = ""
+    idempotency_key: str = ""
+    request_digest: str = ""
+    parent: str = ""
+    priority: int = 0
+    id: str = ""
+    """As the router gave it; empty: a new one."""
+    webhook_url: str = ""
+    """Told of the job's end."""
+    most_queued: int | None = None
+    """How many jobs the owner may have in line; None: as many as fit."""
+
+
+class Engine:
+    """`start` before use; `stop` leaves unfinished jobs to the next start.
+
+    `make_runner` gives what does the work: by default this machine's workers, stage by stage.
+    """
+
+    def __init__(
+        self,
+        models: Iterable[Model],
+        settings: Settings,
+        make_runner: Callable[[Book], Runner] = StageRunner,
+    ) -> None:
+        self.models: dict[str, Model] = {model.name: model for model in models}
+        self.settings = settings
+        self.events = EventHub()
+        self.blobs: Blobs
+        self.store: Store
+        self.derived: Derived
+        self.runner: Runner
+        self.webhooks: Sender
+        self._make_runner = make_runner
+        self.estimates = Estimates(settings.device)
+        self.queue = Queue()
+        self._finished: OrderedDict[str, Job] = OrderedDict()
+        self._background = Background()
+        self._line_timer: asyncio.TimerHandle | None = None
+        self._started = False
+        self._stopping = False
+        self._started_at = time.time()
+
+    async def start(self) -> None:
+        """Lock the data folder, open the store, take over unfinished jobs, load the model."""
+        settings, data = self.settings, self.settings.data
+        self._lock = await DataLock.acquire(data)
+        self.blobs = await asyncio.to_thread(Blobs, data)
+        await asyncio.to_thread(self.blobs.clear_tmp)
+        self.store = await Store.open(settings.database_url or f"sqlite:///{data}/polypod.db")
+        for model, stage, device, preset, seconds in reversed(await self.store.stage_seconds()):
+            self.estimates.add(model, stage, device, preset, seconds)
+        self.derived = Derived(self.store, self.blobs, data / "derived", self._made)
+        await self.derived.start()
+        self.runner = self._make_runner(self)
+        await self.runner.start()
+        for job in await self.store.take_over():
+            self._take_over(job)
+        sweeper = Sweeper(settings, self.store, self.blobs, self._pinned, self.runner.forgot)
+        self._background.run(sweeper.run())
+        self.webhooks = Sender(self.store, settings, self._show)
+        await self.webhooks.start()
+        self._started = True
+
+    async def stop(self) -> None:
+        self._stopping = True
+        if self._started:
+            await self.runner.stop()
+            await self._background.stop()
+            await self.derived.stop()
+            await self.webhooks.stop()
+            await self._put_back()
+            await self.store.close()
+            self._lock.release()
+
+    async def _put_back(self) -> None:
+        """An orderly stop is no death of the server for the jobs that it interrupts."""
+        try:
+            await self.store.put_back([live.job for live in self.queue.processing.values()])
+        except Unavailable as problem:
+            log.error("the stop is not noted: %s", problem)
+
+    # What users ask
+
+    async def submit(self, submission: Submission) -> Job:
+        """Keep the job durably and put it in line; returns it, or the earlier one of the same key.
+
+        Raises:
+            QueueFull, Conflict: see `Store.submit`.
+            Unavailable: the service stops, or the disk is full.
+        """
+        if self._stopping:
+            raise Unavailable(
+                "The service is stopping.", "Try again in a minute.", retry_after_s=30
+            )
+        job = Job(
+            id=submission.id or new_id(),
+            model=submission.model,
+            owner=submission.owner,
+            inputs=submission.inputs,
+            params=submission.params,
+            created_at=time.time(),
+            card=self.models[submission.model].card["digest"],
+            until=submission.until,
+            parent=submission.parent,
+            priority=submission.priority,
+            idempotency_key=submission.idempotency_key,
+            request_digest=submission.request_digest,
+            assets=tuple(Asset(n, ref, "input") for n, ref in submission.uploads.items()),
+        )
+        # shielded: a job that is committed is in line too, even if its client has gone
+        return await asyncio.shield(asyncio.ensure_future(self._take_in(job, submission)))
+
+    async def _take_in(self, job: Job, submission: Submission) -> Job:
+        try:
+            stored = await self.store.submit(
+                job,
+                self.settings.max_queue_size,
+                webhook_url=submission.webhook_url,
+                most_queued=submission.most_queued,
+            )
+        except Problem as problem:
+            metrics.job_refused(job.model, problem.code())
+            raise
+        if stored.id != job.id:
+            return await self.job(stored.id, None)
+        metrics.job_submitted(job.model)
+        live = self.runner.live(stored, self.models[stored.model])
+        self.queue.add(live)
+        self.runner.add(live)
+        self.moved(live)
+        return stored
+
+    def _take_over(self, job: Job) -> None:
+        """A job that the last server left unfinished."""
+        model = self.models.get(job.model)
+        if model is None:
+            log.warning("job %s is for model %s, which is not served here", job.id, job.model)
+            return
+        live = self.runner.live(job, model)
+        self.queue.add(live)
+        if job.server_deaths < SERVER_DEATHS:
+            self.runner.add(live)
+            return
+        error = JobError(
+            "server_died",
+            f"The server died {job.server_deaths} times while it ran this job.",
+            "The picture may be what kills it; try another one or a lighter preset.",
+        )
+        self._background.run(self.finish(live, "failed", error))
+
+    async def job(self, job_id: str, owner: str | None) -> Job:
+        """The job as it is now; `owner` None sees every job.
+
+        Raises:
+            NotFound: unknown, or another owner's.
+        """
+        live = self.queue.lives.get(job_id)
+        job = live.view() if live else self._finished.get(job_id)
+        if job is None:
+            job = await self.store.get(job_id)
+            if job and job.status in TERMINAL:
+                self._remember(job)
+        if job is None or owner not in (None, job.owner):
+            raise NotFound(
+                f"There is no job {job_id[:64]!r}.",
+                "Check the id; jobs are removed some time after they end.",
+            )
+        return job
+
+    def describe(self, job: Job) -> dict[str, Any]:
+        """The body of `GET /job/{id}`."""
+        live = self.queue.lives.get(job.id)
+        position = self.queue.position(live) if live else 0
+        eta = self.runner.eta(live, max(position - 1, 0)) if live else None
+        model = self.models.get(job.model)
+        return describe_job(
+            job, model, live, position=position, queue_length=self.queue.queued, eta_s=eta
+        )
+
+    async def cancel(self, job: Job) -> Job:
+        """End the job as cancelled unless it has ended; its worker stops within its grace."""
+        live = self.queue.lives.get(job.id)
+        if live:
+            await self.finish(live, "cancelled")
+        return await self.job(job.id, None)
+
+    async def delete(self, job: Job) -> Job | None:
+        """Delete a job that has ended (None), or cancel one that has not (the job)."""
+        if job.id in self.queue.lives:
+            return await self.cancel(job)
+        await self.store.delete(job.id)
+        self._finished.pop(job.id, None)
+        return None
+
+    async def asset(self, job: Job, name: str) -> tuple[Asset, Path]:
+        """An asset and its file; made now where it can be derived from the result.
+
+        Raises:
+            NotFound, Conflict: see `Derived.get`.
+        """
+        asset = job.asset(name)
+        if asset is None:
+            asset = await self.derived.get(job, self.models.get(job.model), name)
+        try:
+            return asset, self.blobs.path(asset.file.digest)
+        except KeyError:
+            raise NotFound(
+                f"The file of {name!r} is no longer kept.", "Submit the job again."
+            ) from None
+
+    # What the service shows
+
+    @property
+    def ready(self) -> bool:
+        return self._started and not self._stopping and self.runner.ready
+
+    def figures(self) -> dict[str, int]:
+        """The body of `GET /queue`."""
+        return {
+            "queued": self.queue.queued,
+            "processing": len(self.queue.processing),
+            "max_queue_size": self.settings.max_queue_size,
+            "max_concurrent": self.settings.max_concurrent,
+        }
+
+    def health(self) -> dict[str, Any]:
+        """The body of `GET /health`; never waits for anything."""
+        idle: dict[str, Any] = {"reasons": [], "model_loaded": False}
+        work = self.runner.describe() if self._started else idle
+        status = "degraded" if work["reasons"] else "healthy" if self.ready else "starting"
+        return {
+            "status": status,
+            **work,
+            "models": list(self.models),
+            "queue": self.figures(),
+            "api": 1,
+            "version": __version__,
+            "store_id": self.store.store_id if self._started else None,
+            "uptime_s": round(time.time() - self._started_at, 1),
+        }
+
+    # What happens to jobs (the runner's `Book`)
+
+    def learn(self, models: Iterable[Model]) -> None:
+        """These models can be asked for, too."""
+        self.models.update({model.name: model for model in models})
+
+    def began(self, live: Live, at: float) -> None:
+        """Its first stage has started."""
+        live.job = replace(live.job, status="processing", started_at=at)
+        self.queue.begin(live)
+        self._background.run(self.store.start(live.job.id, live.job.attempt, at))
+        self._line_moved()
+
+    def moved(self, live: Live) -> None:
+        """Tell its status, as it is now."""
+        self.events.publish(live.job.id, "status", self.describe(live.view()))
+
+    def progressed(self, live: Live) -> None:
+        now = time.monotonic()
+        if now - live.progress_sent >= PROGRESS_INTERVAL_S:
+            live.progress_sent = now
+            eta = self.runner.eta(live, 0)
+            data = {
+                "progress": live.progress,
+                "stage": live.at,
+                "message": live.message,
+                "eta_seconds": round(eta, 1) if eta is not None else None,
+            }
+            self.events.publish(live.job.id, "progress", data)
+
+    def logged(self, live: Live, line: str) -> None:
+        live.log.append(line)
+        self.events.publish(live.job.id, "log", {"line": line})
+
+    def gained(self, live: Live, assets: list[Asset]) -> None:
+        for asset in assets:
+            self.events.publish(live.job.id, "asset", describe_asset(live.job, asset))
+
+    async def finish(self, live: Live, status: Status, error: JobError | None = None) -> bool:
+        """End the job; the first committed end wins, and only it is told. False: another did."""
+        job = replace(live.view(), status=status, error=error, finished_at=time.time())
+        if not await self._commit_end(job):
+            return False
+        live.job, live.ended = job, True
+        self.webhooks.wake()
+        metrics.job_ended(job)
+        self.queue.remove(live)
+        self._remember(job)
+        self.runner.drop(live)
+        self.events.publish(job.id, "status", self.describe(job))
+        self._line_moved()
+        if status == "completed":
+            self.derived.prepare(job, live.model)
+        return True
+
+    async def _commit_end(self, job: Job) -> bool:
+        """Whether this end was the first; tried until the disk or database takes it."""
+        wait = 0.5
+        while True:
+            try:
+                return await self.store.finish(job)
+            except Unavailable as problem:
+                log.error("job %s cannot be ended now: %s", job.id, problem)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, 10)
+
+    def _made(self, job: Job, assets: list[Asset], facts: Mapping[str, Any]) -> None:
+        """Assets were derived from the job's result, after its end."""
+        known = self._finished.get(job.id, job)
+        names = {a.name for a in assets}
+        others = tuple(a for a in known.assets if a.name not in names)
+        self._remember(replace(known, assets=(*others, *assets), facts={**known.facts, **facts}))
+        for asset in assets:
+            self.events.publish(job.id, "asset", describe_asset(job, asset))
+
+    async def _show(self, job_id: str) -> dict[str, Any]:
+        return with_urls(self.describe(await self.job(job_id, None)), self.settings.public_url)
+
+    def _remember(self, job: Job) -> None:
+        self._finished[job.id] = job
+        self._finished.move_to_end(job.id)
+        if len(self._finished) > FINISHED_REMEMBERED:
+            self._finished.popitem(last=False)
+
+    def _pinned(self) -> set[str]:
+        """Keys of kept stages that unfinished jobs stand on."""
+        return {key for live in self.queue.lives.values() for key in live.keys}
+
+    def _line_moved(self) -> None:
+        """Tell those who watch a queued job its new position, a few times a second at most."""
+        if self._line_timer is None:
+            loop = asyncio.get_running_loop()
+            self._line_timer = loop.call_later(PROGRESS_INTERVAL_S, self._tell_positions)
+
+    def _tell_positions(self) -> None:
+        self._line_timer = None
+        for job_id in self.events.watched():
+            live = self.queue.lives.get(job_id)
+            if live and live.job.status == "queued":
+                self.moved(live)

@@ -1,0 +1,68 @@
+"""The seam between the engine and what does the work: a pod's stages, or a router's endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from polypod.assets.blobs import Blobs
+from polypod.jobs.estimates import Estimates
+from polypod.jobs.job import Asset, Job, JobError, Status
+from polypod.jobs.live import Live
+from polypod.jobs.queue import Queue
+from polypod.jobs.store import Store
+from polypod.model import Model
+from polypod.settings import Settings
+
+
+class Runner(Protocol):
+    """Does the work of jobs between their submit and their end."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+    def live(self, job: Job, model: Model) -> Live:
+        """How it holds an unfinished job."""
+        ...
+
+    def add(self, live: Live) -> None:
+        """A job that is new, or taken over from a server that ended."""
+        ...
+
+    def drop(self, live: Live) -> None:
+        """The job has ended: what still works on it must stop."""
+        ...
+
+    def forgot(self, keys: list[str]) -> None:
+        """These stages are kept no longer."""
+        ...
+
+    def eta(self, live: Live, ahead: int) -> float | None:
+        """Seconds until the job is done, with `ahead` queued jobs before it; None: not known."""
+        ...
+
+    @property
+    def ready(self) -> bool: ...
+
+    def describe(self) -> dict[str, Any]:
+        """Its part of `GET /health`; `reasons` say why it cannot work."""
+        ...
+
+
+class Book(Protocol):
+    """Where a runner reads what there is, and writes what happens to jobs: the engine."""
+
+    models: dict[str, Model]
+    settings: Settings
+    queue: Queue
+    store: Store
+    blobs: Blobs
+    estimates: Estimates
+
+    def learn(self, models: Iterable[Model]) -> None: ...
+    def began(self, live: Live, at: float) -> None: ...
+    def moved(self, live: Live) -> None: ...
+    def progressed(self, live: Live) -> None: ...
+    def logged(self, live: Live, line: str) -> None: ...
+    def gained(self, live: Live, assets: list[Asset]) -> None: ...
+    async def finish(self, live: Live, status: Status, error: JobError | None = None) -> bool: ...

@@ -1,0 +1,72 @@
+"""Retention: the store forgets what is too old or too much; blobs that nothing names are removed.
+
+A blob goes only when nothing has pointed to it and nobody has put it for a grace, so an upload
+whose job is not committed yet is safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from polypod.assets.blobs import Blobs
+from polypod.jobs.store import Store
+from polypod.settings import Settings
+
+log = logging.getLogger("polypod.jobs")
+
+EVERY_S = 300.0
+GRACE_S = 86400.0
+GRACE_OVER_BUDGET_S = 3600.0
+BATCH = 500
+
+
+class Sweeper:
+    """`pinned` gives the keys of kept stages that unfinished jobs stand on; `forgot` hears of
+    those that are kept no longer."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        blobs: Blobs,
+        pinned: Callable[[], set[str]],
+        forgot: Callable[[list[str]], None],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._blobs = blobs
+        self._pinned = pinned
+        self._forgot = forgot
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY_S)
+            try:
+                await self.sweep(time.time())
+            except Exception:
+                log.exception("sweeping failed; the next one comes in %s s", EVERY_S)
+
+    async def sweep(self, now: float) -> int:
+        """Forget and remove; returns how many blobs went."""
+        self._forgot((await self._store.expire(now, self._settings, self._pinned())).stages)
+        over = await self._bytes_over_budget()
+        if over > 0:
+            self._forgot((await self._store.evict(over, self._pinned())).stages)
+        unused_since = now - (GRACE_OVER_BUDGET_S if over > 0 else GRACE_S)
+        old = self._put_before(unused_since)
+        removed = 0
+        while batch := await asyncio.to_thread(lambda: list(islice(old, BATCH))):
+            for digest in await self._store.unreferenced(batch):
+                removed += await asyncio.to_thread(self._blobs.delete, digest, unused_since)
+        return removed
+
+    async def _bytes_over_budget(self) -> int:
+        budget = self._settings.disk_budget_bytes
+        return await self._store.total_bytes() - budget if budget else 0
+
+    def _put_before(self, when: float) -> Iterator[str]:
+        return (digest for digest, _, put_at in self._blobs.digests() if put_at <= when)

@@ -1,0 +1,259 @@
+"""What a model is: its declaration, from which API schema, form, image and documentation derive.
+
+A declaration is imported by the serving side, so it never imports torch or upstream's packages.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from polypod.errors import BadInput
+
+
+class Params(BaseModel):
+    """The parameters that every model takes; a model's own come as fields of a subclass."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    output_format: str = Field("glb", description="File format of the main result.")
+    with_texture: bool = Field(True, description="Texture the result where the model can.")
+    seed: int | None = Field(
+        42, ge=0, lt=2**32, description="Seed of every random draw; null draws one at submit."
+    )
+
+
+@dataclass(frozen=True)
+class Input:
+    """A named file that a job may bring. `image` is always there."""
+
+    kind: Literal["image", "json", "file"] = "image"
+    required: bool = False
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a job: takes files and parameters, leaves files.
+
+    `inputs` names inputs of the model and outputs of earlier stages, by file name; `params` the
+    parameters that it is handed. Both are part of the key under which its outputs are kept, so
+    what is not declared here does not reach it. Raise `version` when its results change.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    params: tuple[str, ...] = ()
+    assets: tuple[str, ...] = ()
+    """The outputs that users see as assets of the job, as soon as the stage is done."""
+    optional: tuple[str, ...] = ()
+    """The outputs that it may leave out."""
+    slot: str = "gpu"
+    worker: str = ""
+    """The process that holds its loaded state; empty: one per slot, named like it."""
+    version: str = "1"
+    share: float = 1.0
+    """Its part of the progress bar, relative to the other stages."""
+    limit_s: float = 900.0
+    silence_s: float = 120.0
+    """Seconds without a word and without CPU time after which the worker counts as hung."""
+    when: Callable[[Mapping[str, Any]], bool] | None = None
+    """Whether a job with these resolved parameters runs the stage; None: always."""
+
+    @property
+    def worker_name(self) -> str:
+        return self.worker or self.slot
+
+
+@dataclass(frozen=True)
+class Licence:
+    """What the licence of code and weights allows, shown before the first job and in manifests."""
+
+    code: str
+    weights: str = ""
+    commercial: bool = True
+    regions_excluded: tuple[str, ...] = ()
+    url: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the model needs; `vram_gb` by worker. `source` says where the figures come from."""
+
+    vram_gb: Mapping[str, float] = field(default_factory=dict[str, float])
+    cpu_cores: int = 1
+    memory_gb: float = 2
+    disk_gb: float = 1
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The declaration of one model. `folder` is `services/NAME/`, which also holds `worker.py`."""
+
+    name: str
+    title: str
+    summary: str
+    folder: Path
+    params: type[Params]
+    stages: tuple[Stage, ...]
+    formats: tuple[str, ...]
+    """Formats that the model itself writes (`output_format`); others are converted on demand."""
+    licence: Licence
+    needs: Needs = field(default_factory=Needs)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    default_preset: str = ""
+    inputs: Mapping[str, Input] = field(default_factory=lambda: {"image": Input(required=True)})
+    version: str = "1"
+    upstream: str = ""
+    """Repository and commit of the upstream code, `owner/name@commit`; empty: ours."""
+
+    def stage(self, name: str) -> Stage:
+        return next(s for s in self.stages if s.name == name)
+
+    def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All parameters with their values: those given, over the preset's, over the defaults.
+
+        Raises:
+            BadInput: for an unknown parameter or preset (naming the nearest valid one) or a value
+                that is out of range.
+        """
+        fields = self.params.model_fields
+        values = dict(given)
+        preset = values.pop("preset", None) or self.default_preset
+        if preset and (not isinstance(preset, str) or preset not in self.presets):
+            raise BadInput(
+                f"Unknown preset {preset!r}.{nearest(str(preset), self.presets)}",
+                f"Use one of: {', '.join(self.presets) or 'none; this model has no presets'}.",
+            )
+        for name in values:
+            if name not in fields:
+                raise BadInput(
+                    f"Unknown parameter {name!r} for model {self.name}."
+                    f"{nearest(name, [*fields, *self.inputs])}",
+                    f"Parameters of this model: {', '.join(fields)}"
+                    + (", preset." if self.presets else "."),
+                    parameter=name,
+                )
+        try:
+            resolved = self.params(**{**self.presets.get(preset, {}), **values})
+        except ValidationError as error:
+            raise _bad_value(error) from error
+        if resolved.output_format not in self.formats:
+            raise BadInput(
+                f"output_format {resolved.output_format!r} is not one that {self.name} writes.",
+                f"Use one of: {', '.join(self.formats)}; any other is converted on download, "
+                "with `download?format=`.",
+                parameter="output_format",
+            )
+        return resolved.model_dump() | ({"preset": preset} if self.presets else {})
+
+    def plan(self, params: Mapping[str, Any], until: str = "") -> tuple[Stage, ...]:
+        """The stages that a job with these resolved parameters runs, up to and with `until`."""
+        if until and until not in (names := [s.name for s in self.stages]):
+            raise BadInput(
+                f"Unknown stage {until!r}.{nearest(until, names)}",
+                f"`until` is one of: {', '.join(names)}.",
+                parameter="until",
+            )
+        planned: list[Stage] = []
+        for stage in self.stages:
+            if stage.when is None or stage.when(params):
+                planned.append(stage)
+            if stage.name == until:
+                break
+        return tuple(planned)
+
+    def result_name(self, params: Mapping[str, Any]) -> str:
+        """The asset that is the main result of a job with these resolved parameters."""
+        return f"model.{params['output_format']}"
+
+    @cached_property
+    def code_digest(self) -> str:
+        """SHA-256 of what makes the results: `worker.py`, the lock, the upstream commit."""
+        digest = hashlib.sha256(self.upstream.encode())
+        for name in ("worker.py", "requirements.lock"):
+            path = self.folder / name
+            digest.update(b"\0" + (path.read_bytes() if path.exists() else b""))
+        return digest.hexdigest()
+
+    def stage_key(
+        self, stage: Stage, digests: Mapping[str, str], params: Mapping[str, Any], owner: str
+    ) -> str:
+        """The name under which the outputs of a stage are kept; equal work has an equal key."""
+        return digest_of(
+            {
+                "model": self.name,
+                "stage": stage.name,
+                "version": stage.version,
+                "code": self.code_digest,
+                "inputs": dict(digests),
+                "params": {name: params[name] for name in stage.params},
+                "owner": owner,
+            }
+        )
+
+    @cached_property
+    def card(self) -> dict[str, Any]:
+        """What clients and routers are told about the model (JSON), with its digest."""
+        schema = self.params.model_json_schema()
+        schema["properties"]["output_format"]["enum"] = list(self.formats)
+        if self.presets:
+            schema["properties"]["preset"] = {
+                "type": "string",
+                "enum": list(self.presets),
+                "default": self.default_preset,
+                "description": "Values for several parameters at once; those given win.",
+            }
+        card = {
+            "schema_version": 1,
+            "name": self.name,
+            "title": self.title,
+            "summary": self.summary,
+            "version": self.version,
+            "upstream": self.upstream,
+            "licence": asdict(self.licence),
+            "needs": asdict(self.needs),
+            "inputs": {name: asdict(value) for name, value in self.inputs.items()},
+            "outputs": list(self.formats),
+            "parameters": schema,
+            "presets": {name: dict(values) for name, values in self.presets.items()},
+            "default_preset": self.default_preset,
+            "stages": [
+                {"name": s.name, "slot": s.slot, "share": s.share, "assets": list(s.assets)}
+                for s in self.stages
+            ],
+        }
+        return card | {"digest": digest_of(card | {"code": self.code_digest})}
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of `value`."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def nearest(name: str, valid: Any) -> str:
+    """` Did you mean 'depth'?`, or nothing when no valid name is near."""
+    match = difflib.get_close_matches(name, list(valid), n=1)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def _bad_value(error: ValidationError) -> BadInput:
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    return BadInput(
+        f"Parameter {name!r}: {first['msg']} (got {first.get('input')!r:.80}).",
+        "GET /models shows every parameter with its range.",
+        parameter=name,
+    )

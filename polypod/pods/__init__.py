@@ -1,0 +1,1 @@
+"""Where pods come from: rented machines that serve a model, or processes on this one."""

@@ -1,0 +1,340 @@
+"""Pods on this computer: a service as a child process, kept running.
+
+A pod outlives a router that is killed: the work that it does is not lost. What the next router
+needs to know of it is in `<folder>/<id>.json`: that one goes on with the pod, or ends it. A pod
+begins to run only after this was written, so there is none that nobody knows of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import httpx
+import psutil
+
+from polypod.background import Background
+from polypod.router.endpoint import Known
+from polypod.workers.process import birth, environment
+
+log = logging.getLogger("polypod.pods")
+
+ROOT = Path(__file__).resolve().parents[2]
+"""Where `services/` is."""
+COMMAND = (sys.executable, "-m", "bentoml", "serve", "services.chosen:Chosen")
+HOST = "127.0.0.1"
+FIRST_PAUSE_S = 1.0
+MOST_PAUSE_S = 60.0
+STEADY_S = 60.0
+"""A pod that ran this long starts again without a longer pause."""
+ADOPT_S = 5.0
+"""How long a pod of the last router is given to answer."""
+SILENT_S = 60.0
+"""A pod that lives but does not answer for so long hangs: it is started again."""
+GRACE_S = 8.0
+POLL_S = 0.2
+ASK_EVERY_S = 5.0
+
+PASSED = ("POLYPOD_MAX_PIXELS", "POLYPOD_MAX_UPLOAD_BYTES", "POLYPOD_DISK_BUDGET_BYTES")
+"""Settings of the router that hold for its pods too, with every POLYPOD_SLOT_..."""
+
+
+@dataclass(frozen=True)
+class PodSpec:
+    """A pod as it is wanted. `id` names it, its files and its endpoint."""
+
+    id: str
+    model: str
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def digest(self) -> str:
+        told = json.dumps([self.model, dict(self.env)], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A pod as it is, for this router and the next. `key` is secret: the file has mode 0600."""
+
+    id: str
+    spec: str
+    pid: int
+    birth: str
+    port: int
+    key: str = field(repr=False)
+    store_id: str = ""
+
+    @property
+    def known(self) -> Known:
+        return Known(self.id, f"http://{HOST}:{self.port}", "local", self.key)
+
+    @property
+    def alive(self) -> bool:
+        return is_alive(self.pid, self.birth)
+
+
+class LocalPods:
+    """Keeps a process running for each spec, from `start` to `stop`. `folder` is theirs alone."""
+
+    def __init__(self, specs: Sequence[PodSpec], folder: Path) -> None:
+        self._specs = {spec.id: spec for spec in specs}
+        self._folder = folder
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._background = Background()
+        self._keepers: dict[str, asyncio.Task[object]] = {}
+
+    def left_running(self) -> Iterator[Known]:
+        """Pods of a router that was killed, which `start` will go on with if they answer."""
+        for record in self._records():
+            if self._is_wanted(record) and record.alive:
+                yield record.known
+
+    async def start(self, came: Callable[[Known], object]) -> None:
+        """`came` is told of each pod when it is started; it is ready when it answers."""
+        await asyncio.to_thread(self._folder.mkdir, mode=0o700, parents=True, exist_ok=True)
+        for spec in self._specs.values():
+            self._keepers[spec.id] = self._background.run(self._keep(spec, came))
+        for record in self._records():
+            if record.id not in self._specs:
+                self._background.run(self._end(record))
+
+    async def stop(self) -> None:
+        """Ends all pods, side by side; returns when their processes are gone."""
+        await self._background.stop()
+        await asyncio.gather(*(self._end(record) for record in self._records()))
+
+    async def dismiss(self, pod: str) -> None:
+        """Ends this one for good; harmless where it is not ours."""
+        if keeper := self._keepers.pop(pod, None):
+            keeper.cancel()
+            await asyncio.wait([keeper])
+            if record := self._read(pod):
+                await self._end(record)
+
+    # One pod
+
+    async def _keep(self, spec: PodSpec, came: Callable[[Known], object]) -> None:
+        pause = FIRST_PAUSE_S
+        while True:
+            record = await self._adopted(spec) or await asyncio.to_thread(self._begin, spec)
+            came(record.known)
+            begun = time.monotonic()
+            why = await self._watch(record)
+            if time.monotonic() - begun > STEADY_S:
+                pause = FIRST_PAUSE_S
+            log.warning("pod %s %s; it starts again in %.0f s", spec.id, why, pause)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, MOST_PAUSE_S)
+
+    async def _adopted(self, spec: PodSpec) -> Record | None:
+        """The pod of a router that was killed, if it is the one that is wanted and answers."""
+        record = self._read(spec.id)
+        if record is None or not record.alive:
+            return None
+        deadline = time.monotonic() + ADOPT_S
+        while self._is_wanted(record) and record.alive and time.monotonic() < deadline:
+            store_id = await _store_id(record)
+            if store_id:
+                if record.store_id in ("", store_id):
+                    log.info("pod %s is running already", spec.id)
+                    return self._write(replace(record, store_id=store_id))
+                break
+            await asyncio.sleep(POLL_S)
+        await asyncio.to_thread(end, record.pid, record.birth)
+        return None
+
+    def _begin(self, spec: PodSpec) -> Record:
+        """Starts the process; it waits in `sh` until it is written down. Blocking."""
+        before = self._read(spec.id)
+        port = before.port if before and _is_free(before.port) else _free_port()
+        key = before.key if before else secrets.token_urlsafe(32)
+        data = self._folder / spec.id
+        data.mkdir(mode=0o700, exist_ok=True)
+        output = self._folder / f"{spec.id}.log"
+        with contextlib.suppress(FileNotFoundError):
+            output.replace(output.with_suffix(".log.before"))
+        serve = [*COMMAND, "--arg", f"model={spec.model}", "--host", HOST, "--port", str(port)]
+        with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh", *serve],
+                cwd=ROOT,
+                env=_environment(spec, data, port, key),
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._children[spec.id] = process
+        record = self._write(
+            Record(spec.id, spec.digest, process.pid, birth(process.pid), port, key)
+        )
+        assert process.stdin
+        with process.stdin, contextlib.suppress(BrokenPipeError):
+            process.stdin.write(b"go\n")
+        return record
+
+    async def _watch(self, record: Record) -> str:
+        """Returns when the pod has to be started again: why."""
+        heard = asked = time.monotonic()
+        while record.alive:
+            now = time.monotonic()
+            if not record.store_id or now - asked >= ASK_EVERY_S:
+                asked = now
+                if store_id := await _store_id(record):
+                    heard = now
+                    if store_id != record.store_id:
+                        record = self._write(replace(record, store_id=store_id))
+            if now - heard > SILENT_S:
+                await asyncio.to_thread(end, record.pid, record.birth)
+                self._reap(record.id)
+                return f"did not answer for {SILENT_S:.0f} s"
+            await asyncio.sleep(POLL_S)
+        return f"ended ({self._reap(record.id)})"
+
+    async def _end(self, record: Record) -> None:
+        await asyncio.to_thread(end, record.pid, record.birth)
+        self._reap(record.id)
+        (self._folder / f"{record.id}.json").unlink(missing_ok=True)
+
+    def _reap(self, pod: str) -> str:
+        """How the child has ended, and its last line."""
+        process = self._children.pop(pod, None)
+        code = process.wait() if process else None
+        how = "killed" if code is None else f"signal {-code}" if code < 0 else f"status {code}"
+        try:
+            lines = (self._folder / f"{pod}.log").read_text(errors="replace").split("\n")
+        except OSError:
+            lines = []
+        last = next((line for line in reversed(lines) if line.strip()), "")
+        return f"{how}: {last.strip()[:300]}" if last else how
+
+    # Records
+
+    def _is_wanted(self, record: Record) -> bool:
+        spec = self._specs.get(record.id)
+        return spec is not None and spec.digest == record.spec
+
+    def _records(self) -> list[Record]:
+        found = (self._read(path.stem) for path in sorted(self._folder.glob("*.json")))
+        return [record for record in found if record]
+
+    def _read(self, pod: str) -> Record | None:
+        try:
+            return Record(**json.loads((self._folder / f"{pod}.json").read_text()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            log.warning("the record of pod %s cannot be read: %s", pod, error)
+            return None
+
+    def _write(self, record: Record) -> Record:
+        path = self._folder / f"{record.id}.json"
+        new = path.with_suffix(".new")
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(asdict(record), file)
+        new.replace(path)
+        return record
+
+
+def end(pid: int, born: str, grace_s: float = GRACE_S) -> None:
+    """Ends the pod with all that came from it; returns when they are gone. Blocking."""
+    if not is_alive(pid, born):
+        return
+    family = _family(pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while is_alive(pid, born) and time.monotonic() < deadline:
+        family |= _family(pid)
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    deadline = max(deadline, time.monotonic() + 2)
+    own_way_s = time.monotonic() + 1.5
+    while any(_runs(member) for member in family) and time.monotonic() < deadline:
+        if time.monotonic() > own_way_s:
+            for member in family:
+                with contextlib.suppress(psutil.Error):
+                    member.kill()
+        time.sleep(0.05)
+
+
+def is_alive(pid: int, born: str) -> bool:
+    """Whether this very process runs; one that nobody has collected yet has ended."""
+    try:
+        if birth(pid) != born:
+            return False
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (OSError, psutil.Error, IndexError):
+        return False
+
+
+def _family(pid: int) -> set[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return {process, *process.children(recursive=True)}
+    return set()
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+async def _store_id(record: Record) -> str:
+    """Of the pod that answers at the port and takes the key; empty: none does."""
+    headers = {"X-API-Key": record.key}
+    with contextlib.suppress(httpx.HTTPError, ValueError, AttributeError):
+        async with httpx.AsyncClient(
+            base_url=record.known.url, headers=headers, timeout=2, trust_env=False
+        ) as http:
+            if (await http.get("/queue")).status_code == 200:
+                return str((await http.get("/health")).json().get("store_id") or "")
+    return ""
+
+
+def _environment(spec: PodSpec, data: Path, port: int, key: str) -> dict[str, str]:
+    """The pod is given the hash of its key, and no key of ours."""
+    passed = {
+        name: value
+        for name, value in os.environ.items()
+        if name in PASSED or name.startswith("POLYPOD_SLOT_")
+    }
+    own = {
+        "POLYPOD_DATA": str(data.absolute()),
+        "POLYPOD_HOST": HOST,
+        "POLYPOD_API_KEYS": f"sha256:{hashlib.sha256(key.encode()).hexdigest()}",
+        "PORT": str(port),
+        "MAX_QUEUE_SIZE": "10",
+        "CORS_ORIGINS": "",
+    }
+    return environment(passed | dict(spec.env) | own)
+
+
+def _free_port() -> int:
+    with socket.create_server((HOST, 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return True
+    return False

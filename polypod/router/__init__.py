@@ -1,0 +1,1 @@
+"""The router: one address for every model, and the endpoints behind it."""

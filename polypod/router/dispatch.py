@@ -1,0 +1,347 @@
+"""The router's runner: whole jobs go to endpoints, and come home as if they had run here.
+
+Where a job is, is known by the pods themselves: when an endpoint becomes ready it is asked which of
+our unfinished jobs it has, and those are followed instead of being started again. Nothing about it
+is stored, so nothing about it can be stale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+
+from polypod.background import Background
+from polypod.client import ClientError
+from polypod.errors import Problem
+from polypod.jobs.job import Job, JobError
+from polypod.jobs.live import Live
+from polypod.jobs.runner import Book
+from polypod.model import Model
+from polypod.router.cards import CardModel, model_of
+from polypod.router.choose import Offer, next_dispatch
+from polypod.router.endpoint import Endpoint, Known, Watch
+from polypod.router.errand import Errand, Gone, Refused
+from polypod.router.routed import RoutedLive
+
+log = logging.getLogger("polypod.router")
+
+LOSSES = 3
+SETTLE_S = 10.0
+"""How long after a start jobs that were under way are kept for the pods that may have them."""
+RETRY_S = 2.0
+
+
+class Pods(Protocol):
+    """Pods whose life is the router's affair."""
+
+    async def start(self, came: Callable[[Known], object]) -> None: ...
+    async def stop(self) -> None: ...
+
+    async def dismiss(self, pod: str) -> None:
+        """End this one for good; harmless where it is not theirs."""
+        ...
+
+
+class Dispatcher:
+    def __init__(
+        self, book: Book, endpoints: Iterable[Known], work: Path, pods: Pods | None = None
+    ) -> None:
+        self.endpoints = {known.id: Endpoint(known) for known in endpoints}
+        self._book = book
+        self._work = work
+        self._pods = pods
+        self._background = Background()
+        self._watches: dict[str, asyncio.Task[Any]] = {}
+        self._unseen: set[str] = set()
+        """Endpoints that have not answered since the start."""
+        self._running = False
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self._work.mkdir, parents=True, exist_ok=True)
+        self._book.learn(_models_of(await self._book.store.cards()))
+        self._running = True
+        awake = [e for e in self.endpoints.values() if e.known.url]
+        self._unseen = {endpoint.id for endpoint in awake}
+        for endpoint in awake:
+            self._watch(endpoint)
+        asyncio.get_running_loop().call_later(SETTLE_S, self._settle)
+        if self._pods:
+            await self._pods.start(self.register)
+
+    async def stop(self) -> None:
+        """Leaves the jobs on the pods: the next start follows them further."""
+        self._running = False
+        await self._background.stop()
+        for endpoint in self.endpoints.values():
+            await endpoint.close()
+        if self._pods:
+            await self._pods.stop()
+
+    # Endpoints
+
+    def register(self, known: Known) -> Endpoint:
+        """A new endpoint; in place of the one of its id, if that was at another address."""
+        before = self.endpoints.get(known.id)
+        if before and before.known == known:
+            if before.state == "lost":
+                self._watch_anew(before)
+            return before
+        if before:
+            self._remove(before)
+            self._went(before)
+        endpoint = self.endpoints[known.id] = Endpoint(known)
+        self._watch(endpoint)
+        return endpoint
+
+    def describe_endpoint(self, endpoint: Endpoint) -> dict[str, Any]:
+        """As `GET /endpoints` shows it."""
+        lives = (self._live(job) for job in sorted(endpoint.jobs))
+        running = [live.job.id for live in lives if live and live.job.status == "processing"]
+        return endpoint.describe() | {"job": running[0] if running else None}
+
+    def drain(self, endpoint: Endpoint) -> None:
+        """It gets no more jobs; it is removed when those that it has are done."""
+        endpoint.state = "draining"
+        self._remove_if_drained(endpoint)
+
+    def _remove_if_drained(self, endpoint: Endpoint) -> None:
+        if endpoint.state == "draining" and not endpoint.jobs:
+            self._remove(endpoint)
+            if self._pods:
+                self._background.run(self._pods.dismiss(endpoint.id))
+
+    def _remove(self, endpoint: Endpoint) -> None:
+        self.endpoints.pop(endpoint.id, None)
+        if watch := self._watches.pop(endpoint.id, None):
+            watch.cancel()
+        self._background.run(endpoint.close())
+
+    def _watch(self, endpoint: Endpoint) -> None:
+        watch = Watch(endpoint, self._came, self._went)
+        self._watches[endpoint.id] = self._background.run(watch.run())
+
+    def _watch_anew(self, endpoint: Endpoint) -> None:
+        """What served it has been started again: no waiting for the next look."""
+        self._watches.pop(endpoint.id).cancel()
+        endpoint.state, endpoint.reason, endpoint.health = "starting", "", {}
+        self._watch(endpoint)
+
+    def _came(self, endpoint: Endpoint) -> None:
+        self._book.learn(self._newest(endpoint.models))
+        self._background.run(self._keep_cards(endpoint.models))
+        self._background.run(self._reattach(endpoint))
+
+    def _newest(self, names: Iterable[str]) -> list[CardModel]:
+        """Of each model the newest version that an endpoint serves now."""
+        served = [e.models for e in self.endpoints.values() if e.takes_jobs]
+        return [
+            max((models[name] for models in served if name in models), key=_age) for name in names
+        ]
+
+    async def _keep_cards(self, names: Iterable[str]) -> None:
+        """So that a model is known while its pods sleep."""
+        for model in self._newest(names):
+            await self._book.store.put_card(model.name, model.card, time.time())
+
+    async def _reattach(self, endpoint: Endpoint) -> None:
+        """Follow those of our jobs that the pod has; end there what is no longer ours."""
+        try:
+            async for view in endpoint.client.jobs(limit=200):
+                live = self._live(view.id)
+                if live and not live.handed:
+                    self._assign(live, endpoint, there=True)
+                elif view.status in ("queued", "processing") and (
+                    not live or live.endpoint != endpoint.id
+                ):
+                    await endpoint.client.cancel(view.id)
+        except ClientError as error:
+            log.warning("endpoint %s did not tell its jobs: %s", endpoint.id, error)
+        self._seen(endpoint)
+
+    def _seen(self, endpoint: Endpoint) -> None:
+        self._unseen.discard(endpoint.id)
+        self._wake()
+
+    def _settle(self) -> None:
+        self._unseen.clear()
+        self._wake()
+
+    def _went(self, endpoint: Endpoint) -> None:
+        for job_id in list(endpoint.jobs):
+            live = self._live(job_id)
+            if live:
+                self._lost(live, endpoint)
+        self._unseen.discard(endpoint.id)
+        self._wake()
+
+    # Jobs (the engine's `Runner`)
+
+    def live(self, job: Job, model: Model) -> Live:
+        inputs = [a for a in job.assets if a.kind == "input"]
+        return RoutedLive(job, model, model.plan(job.params, job.until), assets=inputs)
+
+    def add(self, live: Live) -> None:
+        self._book.queue.mark_ready(live)
+        self._wake()
+
+    def drop(self, live: Live) -> None:
+        """The job has ended: if it did so here, it is to end on the pod too."""
+        assert isinstance(live, RoutedLive)
+        endpoint = self.endpoints.get(live.endpoint)
+        if endpoint:
+            endpoint.jobs.discard(live.job.id)
+            if live.errand and live.errand is not asyncio.current_task():
+                live.errand.cancel()
+            self._background.run(self._clean_up(endpoint, live.job.id, live.job.status))
+            self._remove_if_drained(endpoint)
+        self._wake()
+
+    def forgot(self, keys: list[str]) -> None:
+        """The router keeps no stages."""
+
+    def eta(self, live: Live, ahead: int) -> float | None:
+        assert isinstance(live, RoutedLive)
+        return live.told_eta_s if live.endpoint else None
+
+    @property
+    def ready(self) -> bool:
+        return self._running
+
+    def describe(self) -> dict[str, Any]:
+        states = Counter(endpoint.shown_state for endpoint in self.endpoints.values())
+        return {
+            "reasons": [],
+            "model_loaded": any(e.health.get("model_loaded") for e in self.endpoints.values()),
+            "cuda": any(e.health.get("cuda") for e in self.endpoints.values()),
+            "gpu": None,
+            "slots": [],
+            "endpoints": {"ready": 0, "busy": 0, "lost": 0} | states,
+        }
+
+    async def _clean_up(self, endpoint: Endpoint, job_id: str, status: str) -> None:
+        """What is home, or cancelled, need not stay on the pod."""
+        try:
+            if status == "cancelled":
+                await endpoint.client.cancel(job_id)
+            await endpoint.client.delete(job_id)
+        except ClientError as error:
+            log.info("job %s stays on %s: %s", job_id, endpoint.id, error)
+
+    # Who goes where
+
+    def _wake(self) -> None:
+        if self._running and not self._unseen_may_have_jobs():
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _unseen_may_have_jobs(self) -> bool:
+        return bool(self._unseen)
+
+    def _dispatch(self) -> None:
+        while self._running:
+            lives = self._book.queue.oldest_ready(lambda live: not live.ended)
+            waiting = [live.waiting() for live in lives if isinstance(live, RoutedLive)]
+            action = next_dispatch(waiting, self._offers(), self._dispatched())
+            if action is None:
+                return
+            live = self._live(action.job)
+            if live:
+                self._assign(live, self.endpoints[action.endpoint], there=False)
+
+    def _offers(self) -> list[Offer]:
+        return [
+            Offer(e.id, frozenset(e.models), len(e.jobs), self._free_in_s(e))
+            for e in self.endpoints.values()
+            if e.takes_jobs
+        ]
+
+    def _free_in_s(self, endpoint: Endpoint) -> float:
+        lives = [self._live(job) for job in endpoint.jobs]
+        return sum(live.told_eta_s or 0.0 for live in lives if live)
+
+    def _dispatched(self) -> Counter[str]:
+        return Counter(
+            live.job.owner
+            for e in self.endpoints.values()
+            for j in e.jobs
+            if (live := self._live(j))
+        )
+
+    def _live(self, job_id: str) -> RoutedLive | None:
+        live = self._book.queue.lives.get(job_id)
+        return live if isinstance(live, RoutedLive) and not live.ended else None
+
+    def _assign(self, live: RoutedLive, endpoint: Endpoint, *, there: bool) -> None:
+        live.handed, live.endpoint = True, endpoint.id
+        endpoint.jobs.add(live.job.id)
+        errand = Errand(live, endpoint, self._book, self._book.blobs, self._work)
+        live.errand = self._background.run(self._carry(live, endpoint, errand, there))
+
+    async def _carry(
+        self, live: RoutedLive, endpoint: Endpoint, errand: Errand, there: bool
+    ) -> None:
+        try:
+            await errand.run(there=there)
+        except Refused as refused:
+            if refused.for_good:
+                await self._book.finish(live, "failed", refused.error)
+            else:
+                await self._later(live, endpoint)
+        except Gone:
+            await self._later(live, endpoint)
+        except (ClientError, httpx.HTTPError, Problem, OSError) as error:
+            log.warning("job %s on %s: %s", live.job.id, endpoint.id, error)
+            await self._later(live, endpoint)
+
+    async def _later(self, live: RoutedLive, endpoint: Endpoint) -> None:
+        """Back in line, after a moment: the pod may be about to be lost."""
+        endpoint.jobs.discard(live.job.id)
+        if not live.ended and live.endpoint == endpoint.id:
+            await asyncio.sleep(RETRY_S)
+            self._back_in_line(live)
+
+    def _lost(self, live: RoutedLive, endpoint: Endpoint) -> None:
+        """The endpoint is lost with the job: it goes on elsewhere, unless it is what kills pods."""
+        endpoint.jobs.discard(live.job.id)
+        if live.errand:
+            live.errand.cancel()
+        live.losses += live.job.status == "processing" and bool(live.at)
+        if live.losses >= LOSSES:
+            error = JobError(
+                "pods_lost",
+                f"{live.losses} pods were lost while they ran this job.",
+                "The picture may be what kills them; try another one or a lighter preset.",
+            )
+            self._background.run(self._book.finish(live, "failed", error))
+        else:
+            self._back_in_line(live)
+
+    def _back_in_line(self, live: RoutedLive) -> None:
+        if not live.ended:
+            live.back_in_line()
+            live.ready_since = time.monotonic()
+            self._book.queue.mark_ready(live)
+            self._wake()
+
+
+def _models_of(cards: Iterable[dict[str, Any]]) -> list[CardModel]:
+    """The models of kept cards; those that this version cannot read are left out."""
+    models: list[CardModel] = []
+    for card in cards:
+        try:
+            models.append(model_of(card))
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("a kept card cannot be read: %s", error)
+    return models
+
+
+def _age(model: CardModel) -> list[int]:
+    """Newer versions are larger: 1.10 than 1.9."""
+    return [int(number) for number in re.findall(r"\d+", model.version)]

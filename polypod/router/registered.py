@@ -1,0 +1,51 @@
+"""Endpoints that were registered while the router ran: kept, since jobs may be there.
+
+They are in a file of the data folder that only its owner can read: it holds their keys.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from polypod.router.endpoint import Known
+
+log = logging.getLogger("polypod.router")
+
+
+def registered(data: Path) -> Iterator[Known]:
+    """Read when the first is asked for."""
+    try:
+        kept = json.loads(_path(data).read_text())
+        yield from [Known(k["id"], k["url"], k["provider"], k["api_key"]) for k in kept]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning("%s cannot be read: %s", _path(data), error)
+
+
+def keep(data: Path, known: Known) -> None:
+    _write(data, [*(k for k in registered(data) if k.id != known.id), known])
+
+
+def forget(data: Path, endpoint: str) -> None:
+    kept = list(registered(data))
+    if any(known.id == endpoint for known in kept):
+        _write(data, [known for known in kept if known.id != endpoint])
+
+
+def _write(data: Path, kept: list[Known]) -> None:
+    new = _path(data).with_suffix(".new")
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump([asdict(known) for known in kept], file)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(_path(data))
+
+
+def _path(data: Path) -> Path:
+    return data / "endpoints.json"

@@ -1,0 +1,377 @@
+"""The workers of this pod: which live where, what they run, and when they end.
+
+A lane is one place of the schedule: a device (one of `MAX_CONCURRENT` parts of it) that runs one
+task at a time. Several workers may be resident in a lane; two slots on one device share its lanes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from polypod import metrics
+from polypod.background import Background
+from polypod.jobs.job import JobError
+from polypod.jobs.schedule import Place, WorkerKey
+from polypod.model import Model
+from polypod.settings import Settings
+from polypod.workers import events as e
+from polypod.workers.process import end_leftovers
+from polypod.workers.worker import StageTask, Worker, WorkerSpec
+
+BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""How long a lane stays closed after so many deaths in a roe."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Consecutive stages of one job for one worker."""
+
+    job: str
+    worker: WorkerKey
+    tasks: tuple[StageTask, ...]
+
+
+class Listener(Protocol):
+    """What the engine is told. Nothing here may block or raise."""
+
+    def task_started(self, task: StageTask, at: float) -> None: ...
+    def task_progressed(self, task: StageTask, fraction: float, message: str) -> None: ...
+    def task_logged(self, job: str, line: str) -> None: ...
+    def task_finished(self, task: StageTask, event: e.Finished, device: str) -> None: ...
+    def task_failed(self, task: StageTask, error: JobError) -> None: ...
+    def task_returned(self, job: str) -> None:
+        """Taken back, or its worker died, before it began."""
+        ...
+
+    def worker_died(self, job: str, error: JobError) -> None:
+        """The worker died while it ran this job."""
+        ...
+
+    def places_changed(self) -> None: ...
+
+
+@dataclass
+class _Handed:
+    """An assignment in a worker's hands."""
+
+    assignment: Assignment
+    open: dict[str, StageTask]
+    """Tasks that have not ended, by id."""
+    started: bool = False
+    settled: bool = False
+    """Failed or cancelled: nothing more is to be told of it."""
+    revoking: bool = False
+    stage: str = ""
+    since: float = 0.0
+
+
+@dataclass
+class _Lane:
+    id: str
+    device: str
+    slots: frozenset[str]
+    capacity_gb: float | None
+    workers: OrderedDict[WorkerKey, Worker] = field(default_factory=OrderedDict[WorkerKey, Worker])
+    running: _Handed | None = None
+    reserved: _Handed | None = None
+    deaths: int = 0
+    closed_until: float = 0.0
+    idle_since: float = field(default_factory=time.monotonic)
+
+    def handed(self) -> list[_Handed]:
+        return [h for h in (self.running, self.reserved) if h]
+
+    def place(self) -> Place:
+        return Place(
+            id=self.id,
+            slots=self.slots,
+            running=self.running.assignment.job if self.running else "",
+            running_worker=self.running.assignment.worker if self.running else None,
+            reserved=self.reserved.assignment.job if self.reserved else "",
+            revoking=bool(self.reserved and self.reserved.revoking),
+            resident=tuple(self.workers),
+            capacity_gb=self.capacity_gb,
+            closed_until=self.closed_until,
+        )
+
+
+class Pool:
+    """The executor of a pod: its places are lanes, its tasks are stages."""
+
+    def __init__(
+        self,
+        models: Iterable[Model],
+        settings: Settings,
+        listener: Listener,
+        device_gb: Callable[[str], float | None] = lambda device: None,
+    ) -> None:
+        self.settings = settings
+        self.listener = listener
+        self.load_seconds: dict[WorkerKey, float] = {}
+        self.needs_gb: dict[WorkerKey, float] = {}
+        self.load_errors: dict[WorkerKey, JobError] = {}
+        self._pids = settings.data / "workers"
+        self._models = {model.name: model for model in models}
+        self._slots: dict[WorkerKey, str] = {}
+        for model in self._models.values():
+            for stage in model.stages:
+                key = (model.name, stage.worker_name)
+                self._slots[key] = stage.slot
+                self.needs_gb[key] = model.needs.vram_gb.get(stage.worker_name, 0.0)
+        self._lanes = {lane.id: lane for lane in self._make_lanes(device_gb)}
+        self._background = Background()
+        self._stopping = False
+
+    def _make_lanes(self, device_gb: Callable[[str], float | None]) -> list[_Lane]:
+        devices: dict[str, set[str]] = {}
+        for slot in self._slots.values():
+            devices.setdefault(self.settings.device(slot), set()).add(slot)
+        count = self.settings.max_concurrent
+        return [
+            _Lane(
+                id=f"{device}/{number}",
+                device=device,
+                slots=frozenset(slots),
+                capacity_gb=gb / count if (gb := device_gb(device)) else None,
+            )
+            for device, slots in devices.items()
+            for number in range(count)
+        ]
+
+    async def start(self) -> None:
+        """End what a dead server left behind, then load every worker that fits."""
+        await asyncio.to_thread(end_leftovers, self._pids)
+        for lane in self._lanes.values():
+            self._background.run(self._preload(lane))
+        self._background.run(self._unload_idle())
+
+    async def stop(self) -> None:
+        self._stopping = True
+        await self._background.stop()
+        workers = [worker for lane in self._lanes.values() for worker in lane.workers.values()]
+        await asyncio.gather(*(worker.stop() for worker in workers))
+
+    # What the engine asks
+
+    def places(self) -> Sequence[Place]:
+        return [lane.place() for lane in self._lanes.values()]
+
+    def begin(self, assignment: Assignment, place: str, evict: tuple[WorkerKey, ...] = ()) -> None:
+        """Run `assignment` on a free place, after ending the workers in `evict`."""
+        lane = self._lanes[place]
+        lane.running = handed = self._handed(assignment)
+        self._background.run(self._begin(lane, handed, evict))
+
+    def reserve(self, assignment: Assignment, place: str) -> None:
+        """Hand `assignment` to the worker that is busy on the place."""
+        lane = self._lanes[place]
+        lane.reserved = handed = self._handed(assignment)
+        self._hand_over(lane, handed)
+
+    def revoke(self, place: str) -> None:
+        """Take back what is reserved on the place, unless it has begun by then."""
+        lane = self._lanes[place]
+        if lane.reserved and (worker := lane.workers.get(lane.reserved.assignment.worker)):
+            lane.reserved.revoking = True
+            for task in reversed(lane.reserved.assignment.tasks):
+                worker.revoke(task.id)
+
+    def cancel(self, job: str) -> None:
+        """Make the job's tasks end: unstarted ones at once, a running one within its grace."""
+        for lane in self._lanes.values():
+            for handed in lane.handed():
+                if handed.assignment.job == job:
+                    worker = lane.workers.get(handed.assignment.worker)
+                    for task_id in list(handed.open):
+                        if worker:
+                            worker.cancel(task_id)
+
+    # What users are shown
+
+    @property
+    def ready(self) -> bool:
+        """Whether every worker that was started has loaded when it last tried."""
+        return not self.load_errors and bool(self.load_seconds)
+
+    @property
+    def loaded(self) -> bool:
+        alive = {
+            key for lane in self._lanes.values() for key, x in lane.workers.items() if x.loaded
+        }
+        return bool(alive)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Each lane: device, slots, what it runs since when, and the memory of its workers."""
+        return [
+            {
+                "device": lane.device,
+                "slots": sorted(lane.slots),
+                "stage": (lane.running and lane.running.stage) or None,
+                "job": lane.running.assignment.job if lane.running else None,
+                "since": (lane.running and lane.running.since) or None,
+                "memory_bytes": sum(worker.memory for worker in lane.workers.values()),
+            }
+            for lane in self._lanes.values()
+        ]
+
+    # Workers
+
+    async def _preload(self, lane: _Lane) -> None:
+        used = 0.0
+        for key, slot in self._slots.items():
+            used += self.needs_gb[key]
+            if slot in lane.slots and (lane.capacity_gb is None or used <= lane.capacity_gb):
+                await self._spawn(lane, key)
+
+    async def _spawn(self, lane: _Lane, key: WorkerKey) -> Worker:
+        model = self._models[key[0]]
+        on_gpu = lane.device.startswith("cuda")
+        spec = WorkerSpec(
+            model=model.name,
+            name=key[1],
+            python=self._python(model),
+            code=model.folder / "worker.py",
+            settings={"device": "cuda:0" if on_gpu else lane.device},
+            env={"CUDA_VISIBLE_DEVICES": lane.device.partition(":")[2] if on_gpu else ""},
+        )
+        worker = lane.workers[key] = Worker(
+            spec, lambda child, event: self._on_event(lane, key, child, event), self._pids
+        )
+        await worker.start()
+        return worker
+
+    def _python(self, model: Model) -> str:
+        own = model.folder / ".venv" / "bin" / "python"
+        return self.settings.model_python or (str(own) if own.exists() else sys.executable)
+
+    async def _begin(self, lane: _Lane, handed: _Handed, evict: tuple[WorkerKey, ...]) -> None:
+        key = handed.assignment.worker
+        leaving = [lane.workers.pop(other) for other in evict if other in lane.workers]
+        await asyncio.gather(*(worker.stop() for worker in leaving))
+        worker = lane.workers.get(key)
+        if worker is None or not worker.alive:
+            await self._spawn(lane, key)
+        self._hand_over(lane, handed)
+
+    def _hand_over(self, lane: _Lane, handed: _Handed) -> None:
+        key = handed.assignment.worker
+        lane.workers.move_to_end(key)
+        for task in handed.assignment.tasks:
+            lane.workers[key].run(task)
+
+    async def _unload_idle(self) -> None:
+        limit = self.settings.model_idle_timeout_s
+        while limit:
+            await asyncio.sleep(min(limit / 4, 10))
+            for lane in self._lanes.values():
+                idle = not lane.running and time.monotonic() - lane.idle_since >= limit
+                while idle and lane.workers:
+                    await lane.workers.popitem()[1].stop()
+
+    # What workers tell
+
+    def _on_event(self, lane: _Lane, key: WorkerKey, worker: Worker, event: e.Event) -> None:
+        if isinstance(event, e.Loaded):
+            self.load_seconds[key] = event.seconds
+            metrics.worker_loaded(*key, event.seconds)
+            self.load_errors.pop(key, None)
+            self.listener.places_changed()
+        elif isinstance(event, e.LoadFailed):
+            self.load_errors[key] = event.error
+        elif isinstance(event, e.Died):
+            self._on_death(lane, key, worker, event)
+        elif not isinstance(event, e.Heartbeat):
+            self._on_task_event(lane, event)
+
+    def _on_task_event(self, lane: _Lane, event: e.TaskEvent) -> None:
+        handed = next((h for h in lane.handed() if event.task in h.open), None)
+        if handed is None:
+            return
+        task = handed.open[event.task or ""]
+        if isinstance(event, e.Started):
+            handed.started, handed.stage, handed.since = True, task.stage, event.at
+            self.listener.task_started(task, event.at)
+        elif isinstance(event, e.Progress):
+            self.listener.task_progressed(task, event.fraction, event.message)
+        elif isinstance(event, e.Log):
+            self.listener.task_logged(handed.assignment.job, event.line)
+        else:
+            del handed.open[task.id]
+            if isinstance(event, e.Finished):
+                lane.deaths = 0
+                self.listener.task_finished(task, event, lane.device)
+            elif isinstance(event, e.Failed):
+                self.listener.task_failed(task, event.error)
+            handed.settled |= isinstance(event, e.Failed | e.Cancelled)
+            if not handed.open:
+                self._ended(lane, handed)
+
+    def _ended(self, lane: _Lane, handed: _Handed) -> None:
+        if not handed.started and not handed.settled:
+            self.listener.task_returned(handed.assignment.job)
+        if handed is lane.running:
+            lane.running, lane.reserved = lane.reserved, None
+            lane.idle_since = time.monotonic()
+        elif handed is lane.reserved:
+            lane.reserved = None
+        self.listener.places_changed()
+
+    def _on_death(self, lane: _Lane, key: WorkerKey, worker: Worker, event: e.Died) -> None:
+        if lane.workers.get(key) is worker:
+            del lane.workers[key]
+        hit = [h for h in lane.handed() if h.assignment.worker == key]
+        for handed in hit:
+            if handed is lane.running:
+                lane.running = None
+            else:
+                lane.reserved = None
+        if not event.expected:
+            metrics.worker_died(*key, event.oom)
+            self._back_off(lane, key)
+        for handed in hit:
+            if handed.settled:
+                continue
+            if handed.started and not event.expected:  # we stop: the job is not to blame
+                self.listener.worker_died(handed.assignment.job, _death_error(event))
+            else:
+                self.listener.task_returned(handed.assignment.job)
+        lane.idle_since = time.monotonic()
+        self.listener.places_changed()
+
+    def _back_off(self, lane: _Lane, key: WorkerKey) -> None:
+        """Close the lane for a while, then load the worker again so that the next job finds it."""
+        wait = BACKOFF_S[min(lane.deaths, len(BACKOFF_S) - 1)]
+        lane.deaths += 1
+        lane.closed_until = time.monotonic() + wait
+        if not self._stopping:
+            self._background.run(self._restart(lane, key, wait))
+
+    async def _restart(self, lane: _Lane, key: WorkerKey, wait: float) -> None:
+        await asyncio.sleep(wait)
+        if key not in lane.workers and not lane.running:
+            await self._spawn(lane, key)
+        self.listener.places_changed()
+
+    def _handed(self, assignment: Assignment) -> _Handed:
+        return _Handed(assignment, {task.id: task for task in assignment.tasks})
+
+
+def _death_error(event: e.Died) -> JobError:
+    if event.oom:
+        return JobError(
+            "out_of_memory",
+            "The model's process was ended by the system for want of memory.",
+            "Use a lighter preset or a smaller picture, or give the pod more memory.",
+        )
+    words = f" Last words: {event.last_words}" if event.last_words else ""
+    return JobError(
+        "worker_died",
+        f"The model's process died ({event.reason}).{words}",
+        "Try again; if it happens with the same picture each time, report the picture.",
+    )

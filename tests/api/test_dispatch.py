@@ -1,0 +1,71 @@
+"""What a router asks of a pod."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+
+from tests.api.serving import until
+
+
+def reference(data, name="a.png"):
+    digest = hashlib.sha256(data).hexdigest()
+    return {"digest": digest, "size": len(data), "media_type": "image/png", "filename": name}
+
+
+def body(picture, **params):
+    return {"model": "stub", "inputs": {"image": reference(picture)}, "params": params}
+
+
+def test_a_blob_is_kept_by_its_digest(server, picture):
+    path = f"/blobs/{hashlib.sha256(picture).hexdigest()}"
+    assert server.client.put(path, content=picture).status_code == 204
+    assert server.client.head(path).status_code == 200
+    assert server.client.get(path).content == picture
+    assert server.client.get(path, headers={"Range": "bytes=0-3"}).content == picture[:4]
+
+
+def test_a_blob_of_another_digest_is_refused(server, picture):
+    path = f"/blobs/{'0' * 64}"
+    assert server.client.head(path).status_code == 404
+    assert server.client.put(path, content=picture).status_code == 422
+    assert server.client.head(path).status_code == 404
+    assert server.client.put("/blobs/../polypod.db", content=picture).status_code in (400, 404)
+
+
+def test_a_job_runs_under_the_routers_id_however_often_it_is_put(server, picture):
+    job_id = uuid.uuid4().hex
+    server.client.put(f"/blobs/{hashlib.sha256(picture).hexdigest()}", content=picture)
+    for _ in range(3):
+        answer = server.client.put(f"/job/{job_id}", json=body(picture, seed=5151))
+        assert (answer.status_code, answer.json()["job_id"]) == (202, job_id)
+    done = server.ended(job_id)
+    assert (done["status"], done["seed"]) == ("completed", 5151)
+    again = server.client.put(f"/job/{job_id}", json=body(picture, seed=5151)).json()
+    assert again["status"] == "completed"
+    assert until(lambda: server.client.get("/queue").json()["processing"] == 0)
+
+
+def test_missing_inputs_are_named(server):
+    answer = server.client.put(f"/job/{uuid.uuid4().hex}", json=body(b"never sent"))
+    assert answer.status_code == 409
+    assert answer.json()["missing"] == [hashlib.sha256(b"never sent").hexdigest()]
+
+
+def test_what_this_version_does_not_take_is_refused_in_words(server, picture):
+    server.client.put(f"/blobs/{hashlib.sha256(picture).hexdigest()}", content=picture)
+    bad = {
+        "an unknown parameter": (body(picture, depth=1), 422),
+        "a value out of range": (body(picture, steps=0), 422),
+        "an unknown model": (body(picture) | {"model": "other"}, 404),
+        "an unknown input": (body(picture) | {"inputs": {"picture": reference(picture)}}, 422),
+        "no required input": (body(picture) | {"inputs": {}}, 422),
+        "no file reference": (body(picture) | {"inputs": {"image": {"digest": "x"}}}, 400),
+        "an unknown stage": (body(picture) | {"until": "nowhere"}, 422),
+        "no parameters": (body(picture) | {"params": None}, 400),
+    }
+    for case, (request, status) in bad.items():
+        answer = server.client.put(f"/job/{uuid.uuid4().hex}", json=request)
+        assert answer.status_code == status, case
+        assert answer.json()["error"], case
+    assert server.client.put("/job/short", json=body(picture)).status_code == 400

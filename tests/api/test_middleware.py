@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+
+from polypod.api.middleware import max_body_bytes, middleware
+from polypod.model import Model
+from polypod.settings import Settings
+from tests.api.serving import Server, make_picture
+
+APP = "https://app.example"
+
+
+@pytest.fixture(scope="module")
+def open_server(serve: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    data = tmp_path_factory.mktemp("cors")
+    with serve(data, cors_origins=(APP,), api_keys=("k",), max_upload_bytes=100_000) as server:
+        yield server
+
+
+def preflight(server: Server, origin: str, method: str, headers: str) -> Any:
+    return server.client.options(
+        "/generate",
+        headers={
+            "Origin": origin,
+            "Access-Control-Request-Method": method,
+            "Access-Control-Request-Headers": headers,
+        },
+    )
+
+
+def test_preflight_admits_the_apps_that_are_named(open_server: Server) -> None:
+    wanted = "x-api-key, authorization, content-type, range, idempotency-key, last-event-id"
+    answer = preflight(open_server, APP, "POST", wanted)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == APP
+    assert "DELETE" in answer.headers["access-control-allow-methods"]
+    other = preflight(open_server, "https://evil.example", "POST", wanted)
+    assert other.status_code == 400
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_browser_app_reads_results_and_refusals(open_server: Server) -> None:
+    headers = {"Origin": APP, "X-API-Key": "k"}
+    job = open_server.client.post("/generate", files={"image": make_picture()}, headers=headers)
+    assert job.headers["access-control-allow-origin"] == APP
+    exposed = job.headers["access-control-expose-headers"]
+    for name in ("Content-Range", "ETag", "Location", "Retry-After", "Content-Disposition"):
+        assert name in exposed
+    refused = open_server.client.get("/jobs", headers={"Origin": APP})
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == APP
+    other = open_server.client.get("/health", headers={"Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_nobody_is_admitted_by_default(server: Server) -> None:
+    answer = preflight(server, APP, "POST", "content-type")
+    assert answer.status_code == 403
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_unread(open_server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", open_server.port)) as raw:
+        raw.sendall(
+            b"POST /generate HTTP/1.1\r\nHost: localhost\r\nX-API-Key: k\r\n"
+            b"Content-Length: 99999999\r\nContent-Type: application/json\r\n\r\n"
+        )
+        answer = raw.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"application/problem+json" in answer
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "multipart/form-data; boundary=b", "image/png"]
+)
+def test_a_body_that_only_grows_is_refused_on_the_way(open_server: Server, kind: str) -> None:
+    limit = max_body_bytes(open_server.engine.settings, open_server.engine.models.values())
+    url = "/images" if kind == "image/png" else "/generate"
+    part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    with socket.create_connection(("127.0.0.1", open_server.port)) as raw:
+        raw.sendall(
+            f"POST {url} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: k\r\n"
+            f"Transfer-Encoding: chunked\r\nContent-Type: {kind}\r\n\r\n".encode()
+        )
+        for chunk in (part, *[bytes(65536)] * (limit // 65536 + 1)):
+            raw.sendall(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+        answer = raw.recv(4096)  # before the body has ended
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"application/problem+json" in answer
+
+
+def test_the_key_is_asked_before_the_body_is_read(open_server: Server) -> None:
+    answer = open_server.client.post("/generate", content=b"x" * 99)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_layers_follow_the_settings(stub: Model) -> None:
+    def names(**changes: Any) -> list[str]:
+        return [m.cls.__name__ for m in middleware(Settings(**changes), [stub])]
+
+    assert names() == ["Auth", "BodyLimit"]
+    assert names(auth="off") == ["BodyLimit"]
+    assert names(cors_origins=(APP,)) == ["CORSMiddleware", "Auth", "BodyLimit"]
+
+
+def test_a_room_for_every_input(stub: Model) -> None:
+    settings = Settings(max_upload_bytes=3_000_000)
+    assert max_body_bytes(settings, [stub]) == 4_000_000 * 3 + 2**20

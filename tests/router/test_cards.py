@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from polypod.errors import BadInput
+from polypod.router.cards import model_of
+from services.inflate.model import MODEL as INFLATE
+from tests.models.stub.model import MODEL as STUB
+
+MODELS = [INFLATE, STUB]
+
+
+def over_the_wire(model):
+    return model_of(json.loads(json.dumps(model.card)))
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
+def test_a_card_says_all_that_a_request_needs(model):
+    known = over_the_wire(model)
+    assert known.card == json.loads(json.dumps(model.card))
+    for given in (
+        {},
+        {"seed": None},
+        {"output_format": "ply"},
+        {"preset": list(model.presets)[-1]},
+    ):
+        assert known.resolve(given) == model.resolve(given)
+    assert known.result_name(known.resolve({})) == "model.glb"
+    assert [s.name for s in known.plan(known.resolve({}))] == [s.name for s in model.stages]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"sede": 1},
+        {"seed": -1},
+        {"seed": "x"},
+        {"with_texture": "maybe"},
+        {"output_format": "doc"},
+        {"preset": "nope"},
+        {"depth": 99},
+        {"fail": "no such way"},
+        {"steps": 0},
+    ],
+    ids=str,
+)
+def test_a_bad_request_is_told_as_the_pod_tells_it(model, given):
+    def answer(m):
+        with pytest.raises(BadInput) as refused:
+            m.resolve(given)
+        return refused.value.message, refused.value.hint
+
+    assert answer(over_the_wire(model)) == answer(model)
+
+
+def test_a_card_of_the_future_is_refused():
+    with pytest.raises(ValueError, match="schema version 2"):
+        model_of(STUB.card | {"schema_version": 2})

@@ -1,0 +1,72 @@
+"""Which job goes where: one row for each case."""
+
+from __future__ import annotations
+
+import pytest
+
+from polypod.router.choose import Dispatch, Offer, Waiting, next_dispatch
+
+
+def job(name, model="m", owner="a", priority=0):
+    return Waiting(name, model, owner, (-priority, int(name[1:])))
+
+
+def offer(name, jobs=0, models=("m",), free_in_s=0.0):
+    return Offer(name, frozenset(models), jobs, free_in_s)
+
+
+CASES = {
+    "nothing waits": ([], [offer("e1")], {}, None),
+    "no endpoint": ([job("j1")], [], {}, None),
+    "no endpoint of this model": ([job("j1")], [offer("e1", models=("other",))], {}, None),
+    "the oldest first": ([job("j2"), job("j1")], [offer("e1")], {}, Dispatch("j1", "e1")),
+    "priority before age": (
+        [job("j1"), job("j2", priority=1)],
+        [offer("e1")],
+        {},
+        Dispatch("j2", "e1"),
+    ),
+    "an idle endpoint before a busy one": (
+        [job("j1")],
+        [offer("e1", jobs=1), offer("e2", free_in_s=99)],
+        {},
+        Dispatch("j1", "e2"),
+    ),
+    "one may wait behind the running one": (
+        [job("j1")],
+        [offer("e1", jobs=1)],
+        {},
+        Dispatch("j1", "e1"),
+    ),
+    "and no more": ([job("j1")], [offer("e1", jobs=2)], {}, None),
+    "the one that is free first": (
+        [job("j1")],
+        [offer("e1", jobs=1, free_in_s=60), offer("e2", jobs=1, free_in_s=20)],
+        {},
+        Dispatch("j1", "e2"),
+    ),
+    "a model does not wait for another's": (
+        [job("j1", model="busy"), job("j2", model="m")],
+        [offer("e1", jobs=2, models=("busy",)), offer("e2")],
+        {},
+        Dispatch("j2", "e2"),
+    ),
+    "a key's first job before another's many": (
+        [job("j1", owner="many"), job("j500", owner="few")],
+        [offer("e1")],
+        {"many": 2},
+        Dispatch("j500", "e1"),
+    ),
+    "priority before fairness": (
+        [job("j1", owner="many", priority=5), job("j2", owner="few")],
+        [offer("e1")],
+        {"many": 2},
+        Dispatch("j1", "e1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_next_dispatch(case):
+    waiting, offers, dispatched, expected = CASES[case]
+    assert next_dispatch(waiting, offers, dispatched) == expected

@@ -1,0 +1,155 @@
+"""A router before real pods: real sockets, real engines, real worker processes."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from polypod.router.app import create_router, make_engine
+from polypod.router.endpoint import Known
+from polypod.settings import Settings
+from tests.api.serving import Server, make_picture, until
+from tests.models.stub.model import MODEL
+
+
+class Router(Server):
+    def __init__(self, settings, endpoints):
+        self.engine = make_engine(endpoints, settings)
+        self.app = create_router(self.engine, settings)
+        self._serve()
+
+    def endpoints(self):
+        return {e["id"]: e for e in self.client.get("/endpoints").json()["endpoints"]}
+
+    def state(self, name):
+        return self.endpoints()[name]["state"]
+
+
+@contextlib.contextmanager
+def fleet(tmp_path, pods=1, **settings):
+    """A router and its pods."""
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for i in range(pods):
+            pod = Server(Settings(data=tmp_path / f"pod{i}"), MODEL)
+            stack.callback(pod.stop)
+            servers.append(pod)
+        known = [Known(f"pod{i}", pod.url) for i, pod in enumerate(servers)]
+        router = Router(Settings(data=tmp_path / "router", **settings), known)
+        stack.callback(router.stop)
+        until(lambda: all(e["state"] == "ready" for e in router.endpoints().values()))
+        yield router, *servers
+
+
+@pytest.fixture(scope="module")
+def one_pod(tmp_path_factory):
+    with fleet(tmp_path_factory.mktemp("fleet"), max_queue_size=100) as servers:
+        yield servers
+
+
+PICTURE = make_picture()
+
+
+def test_a_job_comes_home_as_if_it_had_run_here(one_pod):
+    router, pod = one_pod
+    done = router.done(PICTURE, say="hello from afar", size_bytes=100_000)
+    names = [asset["name"] for asset in done["assets"]]
+    assert names[:1] == ["image"]
+    assert {"prepared.json", "model.glb", "manifest.json"} <= set(names)
+    assert "hello from afar" in done["log"]
+    assert done["progress"] == 100
+    glb = router.client.get(done["download_url"])
+    assert glb.content.startswith(b"glTF")
+    until(lambda: pod.client.get(f"/job/{done['job_id']}").status_code == 404)
+    assert router.client.get(done["download_url"]).content == glb.content
+
+
+def test_the_card_is_the_pods_own(one_pod):
+    router, pod = one_pod
+    assert router.client.get("/models").json() == pod.client.get("/models").json()
+
+
+def test_events_pass_through(one_pod):
+    router, _ = one_pod
+    job = router.submit(PICTURE, seconds=0.5, steps=10, say="a line")
+    with router.client.stream("GET", f"/job/{job['job_id']}/events") as stream:
+        text = "".join(stream.iter_text())
+    kinds = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("event:")]
+    assert {"snapshot", "status", "progress", "asset", "log"} <= set(kinds)
+
+
+def test_a_failure_is_told_as_the_pod_tells_it(one_pod):
+    router, _ = one_pod
+    failed = router.ended(router.submit(PICTURE, fail="bad_input")["job_id"])
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "bad_input")
+    assert failed["error"]["hint"] == "Send another picture."
+
+
+def test_a_cancel_reaches_the_pod(one_pod):
+    router, pod = one_pod
+    job_id = router.submit(PICTURE, seconds=600, steps=1000)["job_id"]
+    until(lambda: router.job(job_id)["stage"] == "work")
+    assert router.client.post(f"/job/{job_id}/cancel").json()["status"] == "cancelled"
+    until(lambda: pod.client.get("/queue").json() | {"max": 0} and _idle(pod))
+    assert router.done(PICTURE)["status"] == "completed"
+
+
+def _idle(pod):
+    queue = pod.client.get("/queue").json()
+    return queue["queued"] == queue["processing"] == 0
+
+
+def test_two_jobs_at_most_are_on_an_endpoint(one_pod):
+    router, pod = one_pod
+    jobs = [router.submit(PICTURE, seconds=600, steps=1000)["job_id"] for _ in range(5)]
+    until(lambda: len(router.endpoints()["pod0"]["jobs"]) == 2)
+    until(lambda: router.job(jobs[0])["stage"] == "work")
+    assert [router.job(j)["status"] for j in jobs[2:]] == ["queued"] * 3
+    assert pod.client.get("/queue").json()["queued"] <= 1
+    for job in jobs:
+        router.client.post(f"/job/{job}/cancel")
+
+
+def test_a_bad_request_is_refused_by_the_router(one_pod):
+    router, _ = one_pod
+    answer = router.client.post(
+        "/generate", files={"image": ("a.png", PICTURE)}, data={"secnods": "1"}
+    )
+    assert answer.status_code == 422
+    assert "Did you mean 'seconds'?" in answer.json()["error"]
+
+
+def test_a_lost_endpoints_jobs_go_on_elsewhere(tmp_path):
+    with fleet(tmp_path, pods=2) as (router, first, second):
+        jobs = [router.submit(PICTURE, seconds=2, steps=20)["job_id"] for _ in range(3)]
+        until(lambda: all(e["jobs"] for e in router.endpoints().values()))
+        first.stop()
+        done = [router.ended(job) for job in jobs]
+        assert [job["status"] for job in done] == ["completed"] * 3
+        until(lambda: router.state("pod0") == "lost")
+        assert second.client.get("/health").json()["status"] == "healthy"
+
+
+def test_a_new_router_follows_what_runs_instead_of_starting_it_again(tmp_path):
+    with fleet(tmp_path) as (router, pod):
+        job_id = router.submit(PICTURE, seconds=3, steps=30)["job_id"]
+        until(lambda: router.job(job_id)["stage"] == "work")
+        router.stop()
+        again = Router(Settings(data=tmp_path / "router"), [Known("pod0", pod.url)])
+        try:
+            done = again.ended(job_id)
+        finally:
+            again.stop()
+        assert done["status"] == "completed"
+        assert "prepared.json" in {a["name"] for a in done["assets"]}
+
+
+def test_endpoints_are_registered_and_drained(tmp_path):
+    with fleet(tmp_path, pods=2) as (router, first, _):
+        assert router.client.delete("/endpoints/pod1").status_code == 202
+        until(lambda: "pod1" not in router.endpoints())
+        answer = router.client.post("/endpoints", json={"url": first.url, "id": "pod0"})
+        assert answer.status_code == 409
+        assert router.client.post("/endpoints", json={"url": "ftp://x"}).status_code == 422
+        assert router.client.delete("/endpoints/nobody").status_code == 404

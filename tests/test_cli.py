@@ -1,0 +1,556 @@
+"""The command line against a real HTTP service: what it says, saves and exits with."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from polypod.cli import app
+from polypod.cli.batch import unique_names
+from polypod.cli.settings import settings_here
+from polypod.settings import Settings
+
+_spec = importlib.util.spec_from_file_location(
+    "small_service", Path(__file__).with_name("small_service.py")
+)
+assert _spec and _spec.loader
+small_service = sys.modules.setdefault("small_service", importlib.util.module_from_spec(_spec))
+if not hasattr(small_service, "SmallService"):
+    _spec.loader.exec_module(small_service)
+SmallService = small_service.SmallService
+
+COMMAND = [sys.executable, "-m", "polypod.cli"]
+VIEWS = [f"cat_view_{i}.png" for i in range(4)]
+
+
+@pytest.fixture
+def service():
+    with SmallService() as running:
+        yield running
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with two photos of the same name in it."""
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("cat.png"), Path("b/cat.jpg")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(str(path).encode())
+    return tmp_path
+
+
+@pytest.fixture
+def polypod(service, here, monkeypatch):
+    """Runs a command in this process."""
+    monkeypatch.setenv("POLYPOD_URL", service.url)
+    return lambda *args: CliRunner().invoke(app, [str(a) for a in args])
+
+
+def child(*args: str, **options: Any) -> subprocess.Popen[str]:
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*COMMAND, *args], **{**pipe, "stdin": subprocess.DEVNULL, **options})
+
+
+def until(what: Callable[[], Any], seconds: float = 20) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not come in time"
+        time.sleep(0.02)
+    return found
+
+
+def names(folder: str | Path = "out") -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+# --- generate -------------------------------------------------------------------------------------
+
+
+def test_a_photo_becomes_its_files(polypod, service):
+    done = polypod("generate", "cat.png", "--model", "inflate", "-p", "size=2000", "-o", "out")
+    assert done.exit_code == 0, done.stderr
+    assert names() == ["cat.glb", "cat_manifest.json", *VIEWS]
+    (job,) = service.jobs.values()
+    assert Path("out/cat.glb").read_bytes() == job.result()
+    assert json.loads(Path("out/cat_manifest.json").read_text())["job_id"] == job.id
+    assert Path("out/cat_view_2.png").read_text() == f"view 2 of {job.id}"
+    for said in ("out/cat.glb", "cat_view_0.png … ", "12 triangles, watertight", job.id):
+        assert said in done.stdout
+    assert re.search(r"[\d.]+ s in all, 0\.2 s on the model", done.stdout)
+    assert "cat:  40 %  work" in done.stderr
+    assert service.requests("POST", "/models/inflate/generate")
+
+
+def test_several_photos_go_over_one_event_connection(polypod, service):
+    done = polypod("generate", "cat.png", "b/cat.jpg", "b/../cat.png", "-p", "seconds=1")
+    assert done.exit_code == 0, done.stderr
+    assert {f"{name}.glb" for name in ("cat", "cat_2", "cat_3")} <= set(names())
+    assert len(service.jobs) == 3
+    assert len(service.requests("GET", "/events")) == 1
+
+
+def test_what_is_asked_for_is_sent(polypod, service, here):
+    (here / "m.png").write_bytes(b"a mask")
+    arguments = ["-p", "depth=0.5", "-p", "name=a b", "--preset", "high", "--input", "mask=m.png"]
+    assert polypod("generate", "cat.png", *arguments).exit_code == 0
+    (job,) = service.jobs.values()
+    assert job.inputs == {"image": b"cat.png", "mask": b"a mask"}
+    assert job.params == {"depth": "0.5", "name": "a b", "preset": "high"}
+
+
+def test_another_format(polypod):
+    assert polypod("generate", "cat.png", "--format", "stl").exit_code == 0
+    assert Path("out/cat.stl").read_bytes().startswith(b"stl")
+
+
+def test_stopping_at_a_stage_saves_what_is_there(polypod):
+    done = polypod("generate", "cat.png", "--until", "prepare")
+    assert done.exit_code == 0
+    assert names() == ["cat_prepared.json"]
+
+
+def test_json_for_programs(polypod):
+    done = polypod("generate", "cat.png", "cat.png", "--json")
+    first, second = json.loads(done.stdout)["jobs"]
+    assert (first["status"], first["error"]) == ("completed", None)
+    assert first["files"]["result"] == "out/cat.glb" and second["name"] == "cat_2"
+    assert first["facts"]["triangles"] == 12
+    assert done.stderr == ""
+
+
+def test_one_that_fails_does_not_stop_the_others(polypod, service):
+    service.breaks("/generate", status=422, body=b'{"error": "It is no picture."}')
+    done = polypod("generate", "cat.png", "b/cat.jpg")
+    assert done.exit_code == 1
+    assert "Error: cat: It is no picture." in done.stderr
+    assert "out/cat_2.glb" in done.stdout and "cat_2.glb" in names()
+
+
+def test_a_job_that_fails(polypod):
+    done = polypod("generate", "cat.png", "-p", "fail=true")
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1] == "Error: cat: It is empty. Try another."
+    assert json.loads(polypod("generate", "cat.png", "-p", "fail=true", "--json").stdout)["jobs"][
+        0
+    ]["error"] == {"message": "It is empty.", "hint": "Try another."}
+
+
+def test_views_that_cannot_be_made_are_a_note(polypod, service):
+    service.breaks("/result/view_1.png", status=422, body=b'{"error": "No surface."}')
+    done = polypod("generate", "cat.png")
+    assert done.exit_code == 0
+    assert "no view_1.png: No surface." in done.stderr
+    assert "cat.glb" in names() and "cat_view_1.png" not in names()
+
+
+def test_more_photos_than_the_queue_takes(here, monkeypatch):
+    with SmallService(max_queue_size=1) as service:
+        monkeypatch.setenv("POLYPOD_URL", service.url)
+        photos = ["cat.png"] * 3
+        done = CliRunner().invoke(app, ["generate", *photos, "-p", "seconds=0.3"])
+        assert done.exit_code == 0, done.stderr
+        assert len(service.jobs) == 3
+        assert {"cat.glb", "cat_2.glb", "cat_3.glb"} <= set(names())
+
+
+def test_a_lost_connection_is_taken_up_again(polypod, service):
+    service.breaks("/events", cut=1200, times=3)
+    service.breaks("/download", cut=50_000, times=2)
+    done = polypod("generate", "cat.png", "-p", "seconds=1", "-p", "size=200000")
+    assert done.exit_code == 0, done.stderr
+    (job,) = service.jobs.values()
+    assert Path("out/cat.glb").read_bytes() == job.result()
+    assert len(service.requests("GET", "/events")) > 1
+
+
+def test_a_service_that_restarts_in_the_middle(here, monkeypatch):
+    service = SmallService()
+    with service:
+        running = child("generate", "cat.png", "-p", "hold=true", "--url", service.url)
+        job = until(lambda: next(iter(service.jobs.values()), None))
+        until(lambda: service.requests("GET", "/events"))
+    job.status, job.progress = "completed", 100
+    with service:
+        _, said = running.communicate(timeout=30)
+        assert running.returncode == 0, said
+    assert Path("out/cat.glb").read_bytes() == job.result()
+
+
+def test_detach_and_come_back(polypod, service):
+    done = polypod("generate", "cat.png", "--detach", "-p", "hold=true", "-o", "models")
+    (job,) = service.jobs.values()
+    assert done.stdout == f"cat  {job.id}\n"
+    assert not Path("models").exists()
+    command = re.search(r"polypod (download .*)", done.stderr)
+    assert command and command[1] == f"download {job.id} --name cat -o models"
+    releasing = threading.Timer(0.3, service.release)
+    releasing.start()
+    assert polypod(*command[1].split()).exit_code == 0
+    assert names("models") == ["cat.glb", "cat_manifest.json", *VIEWS]
+    releasing.join()
+
+
+def test_wrong_usage(polypod):
+    for arguments, said in (
+        (["generate", "dog.png"], "There is no file dog.png."),
+        (["generate", "b"], "b is a folder"),
+        (["generate", "cat.png", "-p", "depth"], "write it like"),
+        (["generate", "cat.png", "-i", "mask=none.png"], "There is no file none.png."),
+        (["generat"], "Did you mean 'generate'?"),
+        (["serve", "inflat"], "There is no model 'inflat'"),
+    ):
+        done = polypod(*arguments)
+        assert done.exit_code == 2
+        assert said in re.sub(r"[\s│]+", " ", done.stderr)
+
+
+def test_no_service(here):
+    with SmallService() as service:
+        url = service.url
+    for arguments in (["generate", "cat.png"], ["jobs"], ["health"]):
+        begun = time.monotonic()
+        done = CliRunner().invoke(app, [*arguments, "--url", url])
+        assert done.exit_code == 1
+        assert f"No service answers at {url}: connection refused. Start it with: make serve" in (
+            done.stderr
+        )
+        assert len(done.stderr.splitlines()) == 1
+        assert time.monotonic() - begun < 10
+    done = CliRunner().invoke(app, ["jobs", "--json", "--url", url])
+    assert "make serve" in json.loads(done.stdout)["hint"]
+
+
+def test_a_key_is_asked_for(here, monkeypatch):
+    with SmallService(key="secret") as service:
+        done = CliRunner().invoke(app, ["jobs", "--url", service.url])
+        assert done.exit_code == 1 and "POLYPOD_API_KEY" in done.stderr
+        monkeypatch.setenv("POLYPOD_API_KEY", "secret")
+        assert CliRunner().invoke(app, ["jobs", "--url", service.url]).exit_code == 0
+
+
+def test_names_of_files():
+    photos = ["a/x.png", "b/x.jpg", "x_2.png", "X.webp", "http://h/p/y.png?v=1", ".png"]
+    named = ["x", "x_2", "x_2_2", "X_3", "y", ".png"]
+    assert [name for _, name in unique_names(photos)] == named
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------
+
+
+def test_interrupted_without_a_terminal_leaves_the_job_running(service, here):
+    running = child("generate", "cat.png", "-p", "hold=true", "--url", service.url)
+    until(lambda: service.requests("GET", "/events"))
+    running.send_signal(signal.SIGINT)
+    _, complaint = running.communicate(timeout=20)
+    assert running.returncode == 130
+    (job,) = service.jobs.values()
+    assert job.status == "processing"
+    assert f"polypod download {job.id} --name cat" in complaint and "Traceback" not in complaint
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y\n", "cancelled"), ("\n", "processing")])
+def test_interrupted_on_a_terminal_asks(service, here, answer, status):
+    with terminal("generate", "cat.png", "-p", "hold=true", "--url", service.url) as (shell, seen):
+        until(lambda: "40 %" in seen())
+        assert "━" in seen() and "work" in seen()
+        os.write(shell.stdin_fd, b"\x03")
+        until(lambda: "Cancel the job? [y/N]" in seen())
+        os.write(shell.stdin_fd, answer.encode())
+        assert shell.process.wait(20) == 130
+        until(lambda: "Cancelled." in seen() or "polypod download" in seen())
+        (job,) = service.jobs.values()
+        assert job.status == status
+        assert ("polypod download" in seen()) == (status == "processing")
+        assert "Traceback" not in seen()
+
+
+def test_bars_on_a_terminal(service, here):
+    command = ("generate", "cat.png", "b/cat.jpg", "-p", "seconds=1", "--url", service.url)
+    with terminal(*command) as (shell, seen):
+        assert shell.process.wait(20) == 0
+        until(lambda: "out/cat_2.glb" in seen())
+        assert re.search(r"cat_2.*40 %.*0:0[01].*work", seen())
+
+
+class Shell:
+    def __init__(self, process: subprocess.Popen[bytes], stdin_fd: int) -> None:
+        self.process = process
+        self.stdin_fd = stdin_fd
+
+
+@contextlib.contextmanager
+def terminal(*args: str) -> Iterator[tuple[Shell, Callable[[], str]]]:
+    """The command on a terminal of its own, and what was seen there so far."""
+    leader, follower = pty.openpty()
+    env = os.environ | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
+    command = [sys.executable, "-c", _ON_A_TERMINAL, *COMMAND, *args]
+    process = subprocess.Popen(
+        command, stdin=follower, stdout=follower, stderr=follower, env=env, start_new_session=True
+    )
+    os.close(follower)
+    text = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the terminal is gone
+            while data := os.read(leader, 65536):
+                text.extend(data)
+
+    def seen() -> str:
+        plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.decode(errors="replace"))
+        return plain.replace("\r", "\n")
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        yield Shell(process, leader), seen
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        reader.join(5)
+        os.close(leader)
+
+
+_ON_A_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+# --- looking after jobs ---------------------------------------------------------------------------
+
+
+def test_job_follow_cancel_and_list(polypod, service):
+    polypod("generate", "cat.png", "--detach", "-p", "hold=true")
+    (job,) = service.jobs.values()
+    shown = polypod("job", job.id)
+    assert shown.exit_code == 0 and "processing" in shown.stdout
+    releasing = threading.Timer(0.3, service.release)
+    releasing.start()
+    followed = polypod("job", job.id, "--follow")
+    releasing.join()
+    assert followed.exit_code == 0
+    assert f"polypod download {job.id}" in followed.stdout
+    assert "| step 3" in followed.stderr
+    polypod("generate", "cat.png", "--detach", "-p", "hold=true")
+    second = list(service.jobs.values())[1]
+    assert "cancelled" in polypod("cancel", second.id).stdout
+    assert polypod("job", second.id).exit_code == 1
+    listed = polypod("jobs").stdout
+    assert re.search(f"{second.id} .*cancelled", listed)
+    assert listed.index(second.id) < listed.index(job.id)
+    (only,) = json.loads(polypod("jobs", "--status", "completed", "--json").stdout)
+    assert only["job_id"] == job.id
+    assert json.loads(polypod("job", job.id, "--json").stdout)["status"] == "completed"
+
+
+def test_download_of_one_asset_and_of_no_job(polypod, service):
+    polypod("generate", "cat.png")
+    (job,) = service.jobs.values()
+    assert polypod("download", job.id, "--asset", "view_3.png", "-o", "x").exit_code == 0
+    assert names("x") == ["view_3.png"]
+    done = polypod("download", "none")
+    assert done.exit_code == 1 and "There is no such job." in done.stderr
+
+
+def test_health_and_models(polypod, service):
+    health = polypod("health")
+    assert health.exit_code == 0 and "healthy" in health.stdout and "1.2.3" in health.stdout
+    assert json.loads(polypod("health", "--json").stdout)["model_loaded"] is True
+    assert "Blows a silhouette up." in polypod("models").stdout
+    card = polypod("models", "inflate").stdout
+    assert "mask (optional)" in card and "number 0 …" in card and "draft | high" in card
+    missing = polypod("models", "none")
+    assert missing.exit_code == 1 and "There is no such model here." in missing.stderr
+    service.breaks("/health", status=503, body=b'{"status": "degraded", "reasons": ["No GPU."]}')
+    ill = polypod("health")
+    assert ill.exit_code == 1 and "No GPU." in ill.stdout
+
+
+# --- settings, help, completion -------------------------------------------------------------------
+
+
+def test_every_setting_is_listed_and_secrets_are_not(monkeypatch):
+    monkeypatch.setenv("POLYPOD_API_KEYS", "hunter2,hunter3")
+    monkeypatch.setenv("POLYPOD_DATABASE_URL", "postgresql://me:hunter4@db/polypod")
+    monkeypatch.setenv("MAX_QUEUE_SIZE", "77")
+    done = CliRunner().invoke(app, ["settings"])
+    assert done.exit_code == 0 and "hunter" not in done.stdout
+    assert "MAX_QUEUE_SIZE = 77  (default 10)" in done.stdout
+    assert "postgresql://me:(hidden)@db/polypod" in done.stdout
+    listed = json.loads(CliRunner().invoke(app, ["settings", "--json"]).stdout)
+    assert len(listed) == len(Settings.model_fields)
+    assert {"name", "value", "default", "description"} == set(listed[0])
+    known = {"PORT", "POLYPOD_DATA", "MAX_CONCURRENT", "SYNC_TIMEOUT", "MODEL_IDLE_TIMEOUT"}
+    assert known <= {entry["name"] for entry in listed}
+
+
+def test_a_listed_name_is_the_one_that_works(monkeypatch):
+    """Setting the variable under its listed name changes the value that is listed."""
+    for setting in settings_here():
+        if not setting.default.isdecimal():
+            continue
+        with monkeypatch.context() as patched:
+            patched.setenv(setting.name, "7")
+            assert {s.name: s.value for s in settings_here()}[setting.name] in ("7", "7.0")
+
+
+def test_a_setting_that_is_not_valid(monkeypatch):
+    monkeypatch.setenv("MAX_CONCURRENT", "many")
+    done = CliRunner().invoke(app, ["settings"])
+    assert done.exit_code == 1
+    assert "MAX_CONCURRENT is not valid" in done.stderr and "Traceback" not in done.output
+
+
+def test_help_is_light_and_has_an_example_everywhere():
+    code = (
+        "import sys\nfrom polypod.cli import app\n"
+        "try: app(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'bentoml', 'numpy', 'httpx', 'pydantic_settings', 'asyncio', 'psutil'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in done.stdout
+    commands = re.findall(r"│ (\w+) ", done.stdout)
+    assert {"generate", "run", "serve", "job", "jobs", "cancel", "download"} <= set(commands)
+    for command in app.registered_commands:
+        assert command.epilog and command.epilog.startswith("Example:")
+
+
+def test_version():
+    running = child("--version")
+    assert running.communicate(timeout=20)[0].startswith("polypod 0.")
+    assert running.returncode == 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell):
+    def complete(**variables: str) -> str:
+        done = child(env=os.environ | {"_POLYPOD_COMPLETE": f"complete_{shell}"} | variables)
+        return done.communicate(timeout=20)[0]
+
+    words = {
+        "COMP_WORDS": "polypod gen",
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": "polypod gen",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    said = complete(**words)
+    assert "generate" in said and "health" not in said
+    source = child(env=os.environ | {"_POLYPOD_COMPLETE": f"source_{shell}"})
+    assert "_POLYPOD_COMPLETE" in source.communicate(timeout=20)[0]
+
+
+# --- a service of our own -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def egg(here, monkeypatch):
+    """A photo of an egg; temporary files and processes of this test can be told by their place."""
+    Image = pytest.importorskip("PIL.Image")
+    Draw = pytest.importorskip("PIL.ImageDraw")
+    picture = Image.new("RGB", (200, 200), "white")
+    Draw.Draw(picture).ellipse((60, 40, 140, 170), fill=(200, 90, 30))
+    picture.save(here / "egg.png")
+    (here / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(here / "tmp"))
+    return here
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Commands of living processes whose data folder is in `folder`."""
+    found: list[str] = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and process.environ().get("POLYPOD_DATA", "").startswith(str(folder)):
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def test_run_makes_a_model_and_leaves_nothing_running(egg):
+    running = child("run", "egg.png", "-p", "resolution=64")
+    said, complaint = running.communicate(timeout=120)
+    assert running.returncode == 0, complaint
+    egg_views = [f"egg_view_{i}.png" for i in range(4)]
+    assert names() == ["egg.glb", "egg_manifest.json", *egg_views]
+    assert Path("out/egg.glb").read_bytes().startswith(b"glTF")
+    assert Path("out/egg_view_0.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(Path("out/egg_manifest.json").read_text())["model"]
+    assert "out/egg.glb" in said and "watertight" in said and "make serve" in said
+    assert processes_of(egg) == [] and names("tmp") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["starting", "working"])
+def test_run_that_is_interrupted_leaves_nothing_running(egg, number, when):
+    running = child("run", "egg.png", "-p", "resolution=64", "--data", "kept")
+    until(lambda: processes_of(egg), 60)
+    if when == "working":
+        until(lambda: list(Path("kept").glob("workers/*")), 60)
+    running.send_signal(number)
+    _, complaint = running.communicate(timeout=60)
+    assert running.returncode == 128 + number, complaint
+    assert processes_of(egg) == [] and "Traceback" not in complaint
+
+
+def test_run_tells_why_the_service_does_not_start(egg):
+    (egg / "blocked").write_text("a file where the data folder should be")
+    running = child("run", "egg.png", "--data", "blocked")
+    _, complaint = running.communicate(timeout=120)
+    assert running.returncode == 1
+    assert "The service ended" in complaint and "blocked" in complaint
+    assert "Traceback (most recent call last)" not in complaint.split("It said last")[0]
+    assert processes_of(egg) == []
+
+
+def test_serve_until_interrupted(egg):
+    running = child("serve", "inflate", "--port", "0", "--data", "kept", bufsize=1)
+    try:
+        assert running.stderr
+        told = re.search(r"http://127.0.0.1:\d+", running.stderr.readline())
+        assert told
+        until(lambda: _answers(told[0]), 60)
+        done = CliRunner().invoke(app, ["generate", "egg.png", "--url", told[0]])
+        assert done.exit_code == 0, done.stderr
+        running.send_signal(signal.SIGINT)
+        _, complaint = running.communicate(timeout=60)
+        assert "Traceback" not in complaint
+    finally:
+        running.kill()
+        running.communicate()
+    until(lambda: processes_of(egg) == [])
+    assert Path("kept/polypod.db").exists()
+
+
+def _answers(url: str) -> bool:
+    return CliRunner().invoke(app, ["health", "--url", url]).exit_code == 0
+
+
+def test_run_whose_service_dies_says_so(egg):
+    running = child("run", "egg.png", "-p", "resolution=64", "--data", "kept")
+    worker = until(lambda: list(Path("kept").glob("workers/*.json")), 60)[0]
+    service = psutil.Process(running.pid).children()[0]
+    service.kill()
+    _, complaint = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert "The service ended (signal SIGKILL)" in complaint and "Traceback" not in complaint
+    until(lambda: not psutil.pid_exists(int(worker.stem)))
+    assert processes_of(egg) == []

@@ -1,0 +1,72 @@
+"""How the API process ends: streams at once, other requests soon, jobs not at all."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+import httpx
+
+from tests.bento import ROOT, Server, all_gone, bentoml_serve, is_free, wait_until
+
+STUB = "tests.stub_service:Stub"
+PHOTO = next((ROOT / "examples").glob("*.jpg"))
+
+
+def generate(server: Server, path: str = "/generate", **params: object) -> httpx.Response:
+    with PHOTO.open("rb") as photo:
+        data = {name: str(value) for name, value in params.items()}
+        return server.http.post(path, files={"image": photo}, data=data, timeout=120)
+
+
+def test_a_stop_ends_streams_and_waits_and_keeps_the_job(tmp_path: Path) -> None:
+    with bentoml_serve(tmp_path, STUB) as server:
+        job = generate(server, seconds=30).json()["job_id"]
+        wait_until(lambda: server.http.get(f"/job/{job}").json()["status"] == "processing")
+        family = server.family()
+        lines: list[str] = []
+        waits: list[httpx.Response] = []
+        opened = threading.Event()
+
+        def follow() -> None:
+            with server.http.stream("GET", f"/events?jobs={job}") as stream:
+                for line in stream.iter_lines():
+                    lines.append(line)
+                    opened.set()
+            lines.append("ended")
+
+        def wait() -> None:
+            waits.append(generate(server, "/generate/sync", seconds=30, seed=7))
+
+        threads = [threading.Thread(target=follow), threading.Thread(target=wait)]
+        for thread in threads:
+            thread.start()
+        assert opened.wait(20)
+        wait_until(lambda: len(server.http.get("/jobs").json()["jobs"]) == 2)
+
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(20) == 0, server.log
+        for thread in threads:
+            thread.join(10)
+        assert lines[-1] == "ended", "as a stream ends, not as a broken line"
+        assert waits[0].status_code == 503
+        assert waits[0].json()["error"] == "The server is stopping."
+        assert all_gone(family)
+        assert is_free(server.port)
+        assert "Traceback" not in server.log
+
+    with bentoml_serve(tmp_path, STUB) as server:
+        for told in server.http.get("/jobs").json()["jobs"]:
+            assert told["status"] in ("queued", "processing"), told
+
+
+def test_it_stops_while_the_engine_waits_for_the_data(tmp_path: Path) -> None:
+    with (
+        bentoml_serve(tmp_path, STUB) as first,
+        bentoml_serve(tmp_path, STUB, ready=False) as second,
+    ):
+        wait_until(lambda: second.process.poll() is not None or len(second.family()) > 1)
+        second.process.send_signal(signal.SIGTERM)
+        second.process.wait(30)
+        assert first.http.get("/readyz").status_code == 200
