@@ -95,6 +95,8 @@ class Job:
     priority: int = 0
     idempotency_key: str = ""
     request_digest: str = ""
+    trace: str = ""
+    """Where it belongs among others' work: a `tracing.Trace` as text; empty: nowhere."""
     seq: int = 0
     """Place in the order of arrival; given by the store."""
     status: Status = "queued"

@@ -81,6 +81,8 @@ def _files_of(table: Table, key: ColumnElement[Any], owner: ColumnElement[Any], 
 
 _job_files = _files_of(assets, assets.c.job, jobs.c.seq, "id", "kind", "name", "stage")
 _hidden = ("results_at", "inputs_at")
+_behind_log = ("log", "trace")
+"""Not in a page of the history: to read them is to read whole logs."""
 _columns = [column for column in jobs.c if column.name not in _hidden]
 _unfinished = jobs.c.status.in_(("queued", "processing"))
 _this_job = jobs.c.id == bindparam("job_id")
@@ -98,7 +100,7 @@ JOB_BY_KEY = JOB.where(
 )
 UNFINISHED_JOBS = JOB.where(_unfinished).order_by(jobs.c.seq)
 HISTORY = (
-    select(*(column for column in _columns if column.name != "log"), _job_files)
+    select(*(column for column in _columns if column.name not in _behind_log), _job_files)
     .order_by(jobs.c.seq.desc())
     .limit(bindparam("most"))
 )
@@ -325,6 +327,7 @@ def job_row(job: Job) -> dict[str, Any]:
         "parent": job.parent,
         "idempotency_key": job.idempotency_key,
         "request_digest": job.request_digest,
+        "trace": job.trace,
         "params": dict(job.params),
         **_outcome(job),
     }
@@ -378,7 +381,7 @@ def given_rows(seq: int, inputs: Mapping[str, FileRef]) -> list[dict[str, Any]]:
 
 
 def job_of(row: RowMapping) -> Job:
-    """A job from a row of `JOB` or, without its log, of `HISTORY`."""
+    """A job from a row of `JOB` or, without log and trace, of `HISTORY`."""
     found: dict[str, Any] = dict(row)
     files = sorted(cast(list[list[Any]], found.pop("files")))
     error, stages = found.pop("error"), found.pop("stages")

@@ -25,7 +25,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0004"
+REVISION = "0005"
 """The newest migration: what this code reads and writes."""
 
 GIVEN = "given"
@@ -97,7 +97,8 @@ jobs = Table(
     Column("error", _Json),
     Column("stages", _Json, nullable=False),
     Column("facts", _Json, nullable=False),
-    _text("log"),  # long and seldom asked for, so last: SQLite reads rows from the left
+    _text("log"),  # long and seldom asked for, so after the others: SQLite reads rows from the left
+    Column("trace", Text, nullable=False, server_default=""),
     UniqueConstraint("id"),
     CheckConstraint(
         "status in ('queued', 'processing', 'completed', 'failed', 'cancelled')", name="status"
