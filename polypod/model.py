@@ -17,6 +17,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polypod.errors import BadInput
+from polypod.image import Case, Image, Needs, Weights
+
+__all__ = ["Case", "Image", "Input", "Licence", "Model", "Needs", "Params", "Stage", "Weights"]
 
 
 class Params(BaseModel):
@@ -38,6 +41,8 @@ class Input:
     kind: Literal["image", "json", "file"] = "image"
     required: bool = False
     description: str = ""
+    rules: tuple[str, ...] = ()
+    """What a good one is like, and what is refused, a sentence each."""
 
 
 @dataclass(frozen=True)
@@ -81,20 +86,13 @@ class Licence:
     code: str
     weights: str = ""
     commercial: bool = True
+    """Whether the whole, as it runs here, may serve a business."""
     regions_excluded: tuple[str, ...] = ()
+    """Where it may not be used: `EU`, `UK`, `KR`."""
     url: str = ""
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What the model needs; `vram_gb` by worker. `source` says where the figures come from."""
-
-    vram_gb: Mapping[str, float] = field(default_factory=dict[str, float])
-    cpu_cores: int = 1
-    memory_gb: float = 2
-    disk_gb: float = 1
-    source: str = ""
+    parts: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Third parties with a licence of their own: name, and what it says."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +115,8 @@ class Model:
     version: str = "1"
     upstream: str = ""
     """Repository and commit of the upstream code, `owner/name@commit`; empty: ours."""
+    image: Image = field(default_factory=Image)
+    weights: Weights = field(default_factory=Weights)
 
     def stage(self, name: str) -> Stage:
         return next(s for s in self.stages if s.name == name)
@@ -178,10 +178,25 @@ class Model:
         """The asset that is the main result of a job with these resolved parameters."""
         return f"model.{params['output_format']}"
 
+    def vram_gb(self, params: Mapping[str, Any], until: str = "") -> dict[str, float]:
+        """GPU memory by slot that a job needs: the most that one of its workers takes there.
+
+        Workers of one slot give way to each other, so it is never their sum.
+        """
+        figures = self.needs.vram_for(params)
+        by_slot: dict[str, float] = {}
+        for stage in self.plan(params, until):
+            needed = figures.get(stage.worker_name, 0.0)
+            by_slot[stage.slot] = max(needed, by_slot.get(stage.slot, 0.0))
+        return {slot: gb for slot, gb in by_slot.items() if gb}
+
     @cached_property
     def code_digest(self) -> str:
-        """SHA-256 of what makes the results: `worker.py`, the lock, the upstream commit."""
+        """SHA-256 of what makes the results: `worker.py`, lock, upstream commit, image, weights."""
+        image, weights = asdict(self.image), asdict(self.weights)
+        made_of = {k: image[k] for k in ("python", "wheels", "checkouts", "compiled", "steps")}
         digest = hashlib.sha256(self.upstream.encode())
+        digest.update(digest_of({"image": made_of, "weights": weights}).encode())
         for name in ("worker.py", "requirements.lock"):
             path = self.folder / name
             digest.update(b"\0" + (path.read_bytes() if path.exists() else b""))
@@ -224,17 +239,29 @@ class Model:
             "upstream": self.upstream,
             "licence": asdict(self.licence),
             "needs": asdict(self.needs),
+            "needs_by_preset": self._needs_by_preset(),
+            "weights": self.weights.describe(),
             "inputs": {name: asdict(value) for name, value in self.inputs.items()},
             "outputs": list(self.formats),
             "parameters": schema,
             "presets": {name: dict(values) for name, values in self.presets.items()},
             "default_preset": self.default_preset,
             "stages": [
-                {"name": s.name, "slot": s.slot, "share": s.share, "assets": list(s.assets)}
+                {
+                    "name": s.name,
+                    "slot": s.slot,
+                    "worker": s.worker_name,
+                    "share": s.share,
+                    "assets": list(s.assets),
+                }
                 for s in self.stages
             ],
         }
         return card | {"digest": digest_of(card | {"code": self.code_digest})}
+
+    def _needs_by_preset(self) -> dict[str, dict[str, float]]:
+        """GB by slot for a job of each preset that changes nothing else."""
+        return {name: self.vram_gb(self.resolve({"preset": name})) for name in self.presets}
 
 
 def digest_of(value: Any) -> str:

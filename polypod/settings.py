@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     storage_path_style: bool = Field(
         False, description="Name the bucket in the path, not in the host (MinIO)."
     )
+    storage_timeout_s: float = Field(
+        30, gt=0, description="How long the S3 service may be silent before it is asked again."
+    )
     storage_presign_s: int = Field(
         3600,
         ge=0,
@@ -105,6 +108,10 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("model_python", "MODEL_PYTHON"),
         description="Interpreter of the model environment; empty: the model's own, else this one.",
     )
+    home: Path = Field(
+        Path("~/.polypod"),
+        description="Where images and `polypod setup` put model environments and weights.",
+    )
     slots: dict[str, str] = Field(
         default_factory=_slots_from_environment,
         description="Device of each slot: POLYPOD_SLOT_GPU=cuda:0.",
@@ -116,9 +123,11 @@ class Settings(BaseSettings):
     keep_stages_s: float = Field(7 * 86400, description="Age at which stage outputs are removed.")
     keep_inputs_s: float = Field(30 * 86400, description="Age at which inputs are removed.")
     keep_jobs_s: float = Field(365 * 86400, description="Age at which job rows are removed.")
-    disk_budget_bytes: int = Field(
-        20 * GIB,
-        description="Stage outputs, then old results, are removed above this; 0: no limit.",
+    disk_budget_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Stage outputs, then old results, are removed above this; 0: no limit. Not set:"
+        " 20 GiB in a folder, no limit in a bucket.",
     )
 
     @field_validator("api_keys", "cors_origins", mode="before")
@@ -137,7 +146,7 @@ class Settings(BaseSettings):
             raise ValueError("give file:///folder or s3://bucket/prefix")
         return value
 
-    @field_validator("data")
+    @field_validator("data", "home")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()

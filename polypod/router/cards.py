@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, create_model
 
-from polypod.model import Input, Licence, Model, Needs, Params, Stage
+from polypod.model import Case, Input, Licence, Model, Needs, Params, Stage
 
 _TYPES: dict[str, Any] = {"integer": int, "number": float, "boolean": bool, "string": str}
 _LIMITS = {
@@ -56,7 +56,7 @@ def model_of(card: Mapping[str, Any]) -> CardModel:
         stages=tuple(_stage(stage) for stage in card["stages"]),
         formats=tuple(card["outputs"]),
         licence=Licence(**card["licence"]),
-        needs=Needs(**card["needs"]),
+        needs=_needs(card["needs"]),
         presets=card["presets"],
         default_preset=card["default_preset"],
         inputs={name: Input(**value) for name, value in card["inputs"].items()},
@@ -66,6 +66,11 @@ def model_of(card: Mapping[str, Any]) -> CardModel:
     )
 
 
+def _needs(card: Mapping[str, Any]) -> Needs:
+    figures: dict[str, Any] = {**card, "cases": tuple(Case(**case) for case in card["cases"])}
+    return Needs(**figures)
+
+
 def _stage(card: Mapping[str, Any]) -> Stage:
     return Stage(
         card["name"],
@@ -73,6 +78,7 @@ def _stage(card: Mapping[str, Any]) -> Stage:
         outputs=(),
         assets=tuple(card["assets"]),
         slot=card["slot"],
+        worker=card["worker"],
         share=card["share"],
     )
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from polypod import metrics
 from polypod.background import Background
+from polypod.image import Home
 from polypod.jobs.job import JobError
 from polypod.jobs.schedule import Place, WorkerKey
 from polypod.model import Model
@@ -231,14 +232,20 @@ class Pool:
 
     async def _spawn(self, lane: _Lane, key: WorkerKey) -> Worker:
         model = self._models[key[0]]
+        home = Home(self.settings.home / model.name)
         on_gpu = lane.device.startswith("cuda")
+        visible = lane.device.partition(":")[2] if on_gpu else ""
         spec = WorkerSpec(
             model=model.name,
             name=key[1],
             python=self._python(model),
             code=model.folder / "worker.py",
-            settings={"device": "cuda:0" if on_gpu else lane.device},
-            env={"CUDA_VISIBLE_DEVICES": lane.device.partition(":")[2] if on_gpu else ""},
+            settings={
+                "device": "cuda:0" if on_gpu else lane.device,
+                "src": str(home.src),
+                "weights": str(home.weights),
+            },
+            env=home.environment(model.image) | {"CUDA_VISIBLE_DEVICES": visible},
         )
         worker = lane.workers[key] = Worker(
             spec, lambda child, event: self._on_event(lane, key, child, event), self._pids
@@ -247,7 +254,7 @@ class Pool:
         return worker
 
     def _python(self, model: Model) -> str:
-        own = model.folder / ".venv" / "bin" / "python"
+        own = Home(self.settings.home / model.name).python
         return self.settings.model_python or (str(own) if own.exists() else sys.executable)
 
     async def _begin(self, lane: _Lane, handed: _Handed, evict: tuple[WorkerKey, ...]) -> None:
