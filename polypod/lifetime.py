@@ -7,6 +7,7 @@ process, which serves. Here is what BentoML leaves open between them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import ipaddress
@@ -37,6 +38,8 @@ GRACE_S = 3.0
 """How long requests may go on once the server is told to stop; event streams end at once."""
 LIMIT_S = 30.0
 """When a stop that hangs is ended the hard way."""
+AGAIN_S = 2.0
+"""An API process that ends sooner than this after the last one waits for BentoML's own check."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -48,6 +51,7 @@ def announce_parent() -> None:
     """
     os.environ[PARENT] = str(os.getpid())
     os.environ["POLYPOD_DATA"] = str(Path(os.environ.get("POLYPOD_DATA", "data")).absolute())
+    replace_at_once()
     context = click.get_current_context(silent=True)
     if context is None:
         return
@@ -88,6 +92,33 @@ def bound_socket(host: str, port: int) -> socket.socket:
             "Is a server running there already? Choose another port with --port or PORT."
         ) from None
     return bound
+
+
+def replace_at_once() -> None:
+    """In the parent: an API process that has ended is replaced now; BentoML looks every 10 s.
+
+    BentoML's parent is circus, which works on the main thread's loop and gives its arbiter to
+    nobody. It is found behind the handler that circus sets for SIGTERM; were it not there,
+    BentoML's own check would remain.
+    """
+    from circus.exc import ConflictError
+    from tornado.ioloop import IOLoop
+
+    if threading.current_thread() is not threading.main_thread():
+        return
+    last = -AGAIN_S
+
+    async def replace() -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        circus = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        arbiter = getattr(getattr(circus, "controller", None), "arbiter", None)
+        if arbiter is not None and last - before >= AGAIN_S:
+            with contextlib.suppress(ConflictError):  # it starts, stops, or is at it already
+                await arbiter.manage_watchers()
+
+    loop = cast(Any, IOLoop.current())
+    loop.asyncio_loop.add_signal_handler(signal.SIGCHLD, loop.add_callback, replace)
 
 
 def check_address(settings: Settings) -> None:

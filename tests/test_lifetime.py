@@ -11,6 +11,7 @@ import httpx
 from tests.bento import ROOT, Server, all_gone, bentoml_serve, is_free, wait_until
 
 STUB = "tests.stub_service:Stub"
+UNWATCHED = "tests.unwatched_service:Stub"
 PHOTO = next((ROOT / "examples").glob("*.jpg"))
 
 
@@ -70,3 +71,15 @@ def test_it_stops_while_the_engine_waits_for_the_data(tmp_path: Path) -> None:
         second.process.send_signal(signal.SIGTERM)
         second.process.wait(30)
         assert first.http.get("/readyz").status_code == 200
+
+
+def test_a_killed_api_process_is_replaced_without_bentomls_own_check(tmp_path: Path) -> None:
+    with bentoml_serve(tmp_path, UNWATCHED) as server:
+        store = server.http.get("/health").json()["store_id"]
+        old = server.api()
+        workers = old.children(recursive=True)
+        old.kill()
+        wait_until(lambda: all_gone([old, *workers]))
+        server.wait_ready()
+        assert server.api().pid != old.pid
+        assert server.http.get("/health").json()["store_id"] == store

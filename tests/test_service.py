@@ -127,18 +127,6 @@ def test_nothing_outlives_the_parent(tmp_path: Path) -> None:
         assert is_free(server.port)
 
 
-def test_a_killed_api_process_is_replaced_and_goes_on_with_its_data(tmp_path: Path) -> None:
-    with bentoml_serve(tmp_path) as server:
-        store = server.http.get("/health").json()["store_id"]
-        old = server.api()
-        workers = old.children(recursive=True)
-        old.kill()
-        wait_until(lambda: all_gone([old, *workers]), 10)
-        server.wait_ready()
-        assert server.api().pid != old.pid
-        assert server.http.get("/health").json()["store_id"] == store
-
-
 def test_a_second_server_on_the_same_data_waits_then_refuses(server: Server) -> None:
     with bentoml_serve(server.folder, ready=False) as second:
         assert second.process.wait(60) == 1
