@@ -20,6 +20,8 @@ from polypod.jobs.tables import REVISION
 
 BUSY_TIMEOUT_S = 10.0
 """How long a writer waits for another process's transaction."""
+HANG_S = 4.0
+"""When PostgreSQL ends a transaction that does not go on: sooner than a router's lease."""
 
 _WRITE_LOCK = 0x706F6C79706F64  # "polypod"
 _NETWORK = frozenset(
@@ -153,8 +155,8 @@ def _postgresql(url: URL, readers: int) -> tuple[Engine, Engine]:
         writing,
         [
             f"SET lock_timeout = {wait_ms}",
-            # a router that hangs in a transaction must not hold up the others for ever
-            f"SET idle_in_transaction_session_timeout = {wait_ms}",
+            # a router that hangs in a transaction holds up the others for no longer
+            f"SET idle_in_transaction_session_timeout = {int(HANG_S * 1000)}",
         ],
     )
     # One writer at a time, as in SQLite: the queue's bound is exact, and nothing deadlocks.

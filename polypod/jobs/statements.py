@@ -80,18 +80,24 @@ def _files_of(table: Table, key: ColumnElement[Any], owner: ColumnElement[Any], 
 
 
 _job_files = _files_of(assets, assets.c.job, jobs.c.seq, "id", "kind", "name", "stage")
-_hidden = ("results_at", "inputs_at")
+_hidden = ("results_at", "inputs_at", "router")
 _behind_log = ("log", "trace")
 """Not in a page of the history: to read them is to read whole logs."""
 _columns = [column for column in jobs.c if column.name not in _hidden]
 _unfinished = jobs.c.status.in_(("queued", "processing"))
 _this_job = jobs.c.id == bindparam("job_id")
-_this_attempt = [_this_job, jobs.c.attempt == bindparam("this_attempt"), _unfinished]
+_fence = [
+    _this_job,
+    jobs.c.attempt == bindparam("this_attempt"),
+    jobs.c.router == bindparam("this_router"),
+]
+_this_attempt = [*_fence, _unfinished]
 
 # --- jobs
 
 JOB = select(*_columns, _job_files)
 JOB_BY_ID = JOB.where(_this_job)
+JOBS_BY_IDS = JOB.where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
 JOB_BY_KEY = JOB.where(
     jobs.c.owner == bindparam("owner"),
     jobs.c.model == bindparam("model"),
@@ -115,7 +121,7 @@ QUEUED_OF = select(func.count()).where(
 INSERT_JOB = insert(jobs)
 START_JOB = (
     update(jobs)
-    .where(_this_job, jobs.c.attempt == bindparam("this_attempt"), jobs.c.status == "queued")
+    .where(*_fence, jobs.c.status == "queued")
     .values(status="processing", started_at=bindparam("at"))
 )
 COUNT_WORKER_DEATH = (
@@ -128,12 +134,9 @@ _ENDED = (
     *("status", "started_at", "finished_at", "results_at", "inputs_at"),
     *("error", "stages", "facts", "log"),
 )
-FINISH_JOB = (
-    update(jobs)
-    .where(*_this_attempt)
-    .values({name: bindparam(f"new_{name}") for name in _ENDED})
-    .returning(jobs.c.seq)
-)
+_end = update(jobs).values({name: bindparam(f"new_{name}") for name in _ENDED})
+FINISH_JOB = _end.where(*_this_attempt).returning(jobs.c.seq)
+CANCEL_JOB = _end.where(_this_job, _unfinished).returning(jobs.c.seq)
 TAKE_OVER = (
     update(jobs)
     .where(_unfinished)
@@ -142,6 +145,7 @@ TAKE_OVER = (
         server_deaths=jobs.c.server_deaths + case((jobs.c.status == "processing", 1), else_=0),
         status="queued",
         started_at=null(),
+        router=bindparam("new_router"),
     )
 )
 PUT_BACK = update(jobs).where(*_this_attempt).values(status="queued", started_at=null())
@@ -152,9 +156,7 @@ IS_THIS_END = select(jobs.c.seq).where(
     jobs.c.status == bindparam("new_status"),
     jobs.c.finished_at == bindparam("new_finished_at"),
 )
-JOB_IN_ATTEMPT = select(jobs.c.seq, jobs.c.status, jobs.c.server_deaths).where(
-    _this_job, jobs.c.attempt == bindparam("this_attempt")
-)
+JOB_IN_ATTEMPT = select(jobs.c.seq, jobs.c.status, jobs.c.server_deaths).where(*_fence)
 SEQ = select(jobs.c.seq).where(_this_job)
 SET_FACTS = update(jobs).where(_this_job).values(facts=bindparam("new_facts"))
 DELETE_JOB = delete(jobs).where(_this_job, jobs.c.finished_at.is_not(None))

@@ -25,6 +25,7 @@ from polypod.jobs import statements as sql
 from polypod.jobs.deliveries import Delivery
 from polypod.jobs.forget import Forgotten
 from polypod.jobs.job import TERMINAL, Asset, FileRef, Job, KeptStage
+from polypod.jobs.routers import ENDED, NEW, Routers, tell
 from polypod.jobs.tables import jobs
 from polypod.jobs.writer import Writer, forget_notes, log_error, notes, unavailable
 from polypod.settings import Settings
@@ -51,7 +52,8 @@ class Store:
     """All methods may raise `Unavailable`: disk full, database gone, store closed.
 
     Writes are done even if the caller is cancelled while it waits. `attempt` fences them: one that
-    names another attempt than the job's present one changes nothing.
+    names another attempt than the job's present one changes nothing. Where several routers share
+    the database (`routers`), so does the job's owner: what another router owns stays as it is.
     """
 
     store_id: str
@@ -72,11 +74,13 @@ class Store:
         self._writer = (
             Writer(writing, when_idle="PRAGMA wal_checkpoint(PASSIVE)")
             if writing.name == "sqlite"
-            else Writer(writing, retry_s=RETRY_S)
+            else Writer(writing, retry_s=RETRY_S, at_end=tell)
         )
         self._put_assets: Insert = sql.PUT_ASSETS[writing.name]
         self.access = Records(self._read, self._writer.hand_over)
         """API keys and administrative acts."""
+        self.routers = Routers(self._read, self._writer.hand_over, writing.url)
+        """Those that share the database; this server is none of them until it joins."""
 
     async def close(self) -> None:
         """Finishes the writes under way and closes all connections."""
@@ -109,7 +113,8 @@ class Store:
                 return earlier
             _check_share(connection, job.owner, most_queued, retry_after_s)
             _check_room(connection, max_queue_size, retry_after_s)
-            key = connection.execute(sql.INSERT_JOB, sql.job_row(job)).inserted_primary_key
+            row = self.routers.owned(connection, sql.job_row(job))
+            key = connection.execute(sql.INSERT_JOB, row).inserted_primary_key
             seq = int(key[0]) if key is not None else 0
             files = sql.given_rows(seq, job.inputs) + sql.asset_rows(seq, job.assets)
             if files:
@@ -117,6 +122,7 @@ class Store:
             if webhook_url:
                 deliveries.add(connection, seq, webhook_url)
             _count_in(connection, job.owner)
+            self.routers.note(connection, NEW, job.id)
             return replace(job, seq=seq)
 
         return await self._writer.hand_over(work)
@@ -126,7 +132,7 @@ class Store:
 
         def work(connection: Connection) -> bool:
             forget_notes(connection)
-            values = {"job_id": job_id, "this_attempt": attempt, "at": at}
+            values = self._fence(job_id, attempt) | {"at": at}
             return connection.execute(sql.START_JOB, values).rowcount > 0
 
         return await self._writer.hand_over(work)
@@ -134,24 +140,29 @@ class Store:
     async def note_death(self, job_id: str, attempt: int, worker: bool) -> bool:
         """Counts a death of the job's worker, or of the server; False: nothing to count it on."""
         statement = sql.COUNT_WORKER_DEATH if worker else sql.COUNT_SERVER_DEATH
-        values = {"job_id": job_id, "this_attempt": attempt}
+        values = self._fence(job_id, attempt)
         return await self._writer.hand_over(lambda c: c.execute(statement, values).rowcount > 0)
 
     async def finish(self, job: Job) -> bool:
         """Writes the job's end: status, times, error, stages, assets, facts, log.
 
         The job's outputs are then exactly `job.assets`, and its webhook is due. False, and
-        nothing is written: another end came first, or the job went on to another attempt.
+        nothing is written: another end came first, or the job went on to another attempt. A
+        cancel is its user's and not its owner's: any router writes it, whatever the attempt.
         """
         if job.status not in TERMINAL or job.finished_at is None:
             raise ValueError(f"not an end: {job.status}, finished at {job.finished_at}")
 
         def work(connection: Connection) -> bool:
             forget_notes(connection)
-            row = sql.finish_row(job)
-            seq = connection.execute(sql.FINISH_JOB, row).scalar()
+            row = sql.finish_row(job) | self._fence(job.id, job.attempt)
+            if self.routers.id and job.status == "cancelled":
+                seq = connection.execute(sql.CANCEL_JOB, _unfenced(row)).scalar()
+            else:
+                seq = connection.execute(sql.FINISH_JOB, row).scalar()
             if seq is None:  # True where it is our own end, committed as the connection broke
                 return connection.execute(sql.IS_THIS_END, row).scalar() is not None
+            self.routers.note(connection, ENDED, job.id)
             connection.execute(sql.DELETE_RESULTS, {"seq": seq})
             self._put(connection, seq, job.assets)
             deliveries.make_due(connection, seq, job)
@@ -167,14 +178,14 @@ class Store:
 
         def work(connection: Connection) -> list[Job]:
             forget_notes(connection)
-            connection.execute(sql.TAKE_OVER)
+            connection.execute(sql.TAKE_OVER, {"new_router": ""})
             return _jobs(connection.execute(sql.UNFINISHED_JOBS))
 
         return await self._writer.hand_over(work)
 
     async def put_back(self, unfinished: Sequence[Job]) -> None:
         """At a server's orderly stop: the jobs are queued, so nobody counts this as a death."""
-        rows = [{"job_id": job.id, "this_attempt": job.attempt} for job in unfinished]
+        rows = [self._fence(job.id, job.attempt) for job in unfinished]
 
         def work(connection: Connection) -> None:
             forget_notes(connection)
@@ -232,7 +243,7 @@ class Store:
         """
 
         def work(connection: Connection) -> bool:
-            values = {"job_id": job_id, "this_attempt": attempt}
+            values = self._fence(job_id, attempt)
             found = connection.execute(sql.JOB_IN_ATTEMPT, values).one_or_none()
             if found is None:
                 return False
@@ -244,6 +255,15 @@ class Store:
             return True
 
         return await self._writer.hand_over(work)
+
+    async def keep_stages(self, stages: Sequence[KeptStage]) -> None:
+        """Keeps what stages have left that were computed for no job of this store."""
+
+        def work(connection: Connection) -> None:
+            for kept in stages:
+                _keep(connection, kept)
+
+        await self._writer.hand_over(work)
 
     async def find_stage(self, key: str) -> KeptStage | None:
         """The kept outputs under `key`. Its use is noted, so that retention spares it longest."""
@@ -417,6 +437,10 @@ class Store:
         """The size of all blobs that something points to, each counted once."""
         return await self._read(lambda c: int(c.execute(sql.TOTAL_BYTES).scalar_one()))
 
+    def _fence(self, job_id: str, attempt: int) -> dict[str, Any]:
+        """Who writes: what every write of a job's owner says."""
+        return {"job_id": job_id, "this_attempt": attempt, "this_router": self.routers.id}
+
     def _put(self, connection: Connection, seq: int, assets: Sequence[Asset]) -> None:
         if assets:
             connection.execute(self._put_assets, sql.asset_rows(seq, assets))
@@ -447,6 +471,10 @@ def _ask(engine: Engine, question: Callable[[Connection], T]) -> T:
 
 def _jobs(rows: CursorResult[Any]) -> list[Job]:
     return [sql.job_of(row) for row in rows.mappings()]
+
+
+def _unfenced(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not name.startswith("this_")}
 
 
 def _earlier(connection: Connection, job: Job) -> Job | None:

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Double,
@@ -25,7 +26,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0005"
+REVISION = "0006"
 """The newest migration: what this code reads and writes."""
 
 GIVEN = "given"
@@ -99,6 +100,7 @@ jobs = Table(
     Column("facts", _Json, nullable=False),
     _text("log"),  # long and seldom asked for, so after the others: SQLite reads rows from the left
     Column("trace", Text, nullable=False, server_default=""),
+    Column("router", Text, nullable=False, server_default=""),  # its owner, where there are several
     UniqueConstraint("id"),
     CheckConstraint(
         "status in ('queued', 'processing', 'completed', 'failed', 'cancelled')", name="status"
@@ -245,6 +247,40 @@ cards = Table(
     Column("model", Text, primary_key=True),
     Column("card", _Json, nullable=False),
     _time("seen_at"),
+)
+
+routers = Table(
+    "routers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("leads", Boolean, nullable=False),
+    _time("expires_at"),  # by the database's clock
+)
+Index(
+    "uq_routers_leads",
+    routers.c.leads,
+    unique=True,
+    sqlite_where=text("leads"),
+    postgresql_where=text("leads"),
+)
+
+news = Table(
+    "news",
+    metadata,
+    Column("id", _BigId, primary_key=True),
+    _time("at"),  # by the database's clock
+    _text("router"),
+    _text("kind"),
+    _text("about"),
+    Column("data", _Json),
+)
+
+endpoints = Table(
+    "endpoints",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _text("url"),
+    _text("api_key"),
 )
 
 FILES = (assets, kept_files, image_files)

@@ -57,15 +57,22 @@ class Writer:
     of the batch gets `Unavailable`, and the next batch starts afresh.
     """
 
-    def __init__(self, engine: Engine, retry_s: float = 0.0, when_idle: str = "") -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        retry_s: float = 0.0,
+        when_idle: str = "",
+        at_end: Callable[[Connection], None] | None = None,
+    ) -> None:
         """Belongs to the running event loop. `engine` begins transactions as writers must.
 
         `when_idle`: a statement that is run now and then, outside transactions and of nobody's
-        time, while no writes come in.
+        time, while no writes come in. `at_end` is called in each transaction, before its commit.
         """
         self._engine = engine
         self._retry_s = retry_s
         self._when_idle = when_idle
+        self._at_end = at_end
         self._untidy = 0
         self._loop = asyncio.get_running_loop()
         self._waiting: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
@@ -160,6 +167,8 @@ class Writer:
                 transaction.rollback()
                 transaction = connection.begin()
                 outcomes = _run_items(connection, items, savepoints=True)
+            if self._at_end:
+                self._at_end(connection)
             committing = True
             transaction.commit()
             return outcomes
@@ -207,11 +216,13 @@ class _Spoilt(Exception):
 
 def _run_items(connection: Connection, items: list[_Item], savepoints: bool) -> list[_Outcome]:
     forget_notes(connection)
+    news(connection).clear()
     return [_run_item(connection, item, savepoints) for item in items]
 
 
 def _run_item(connection: Connection, item: _Item, savepoint: bool) -> _Outcome:
     """Errors of the database as a whole are raised, all others belong to the item."""
+    told = len(news(connection))
     if savepoint:
         connection.exec_driver_sql("SAVEPOINT item")
     try:
@@ -225,6 +236,7 @@ def _run_item(connection: Connection, item: _Item, savepoint: bool) -> _Outcome:
             raise _Spoilt from error
         connection.exec_driver_sql("ROLLBACK TO SAVEPOINT item")
         forget_notes(connection)
+        del news(connection)[told:]
         outcome = _Outcome(item, error=error)
     if savepoint:
         connection.exec_driver_sql("RELEASE SAVEPOINT item")
@@ -256,6 +268,11 @@ def _resolve(outcomes: list[_Outcome]) -> None:
 def notes(connection: Connection) -> dict[str, Any]:
     """What items of one transaction may tell those after them; empty when a transaction begins."""
     return cast(dict[str, Any], connection.info.setdefault("notes", {}))
+
+
+def news(connection: Connection) -> list[dict[str, Any]]:
+    """What the transaction has to tell when it ends; empty when one begins."""
+    return cast(list[dict[str, Any]], connection.info.setdefault("news", []))
 
 
 def forget_notes(connection: Connection) -> None:
