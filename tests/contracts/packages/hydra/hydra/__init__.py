@@ -1,0 +1,1 @@
+"""Stands for hydra-core; see hydra/utils.py."""
