@@ -1,10 +1,16 @@
-"""Files of jobs: whole or in part (RFC 9110: Range, If-Range, ETag), in constant memory."""
+"""Files of jobs: whole or in part (RFC 9110: Range, If-Range, ETag), in constant memory.
+
+From a folder or the cache they are sent as they lie there; from a bucket the client is sent to the
+bucket itself, or they come through here.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
+from collections.abc import Generator
 from pathlib import Path
 
 from starlette.datastructures import Headers
@@ -17,9 +23,12 @@ from polypod.api.endpoint import Api, needs, unless_disconnected
 from polypod.api.problems import Gone, RangeNotSatisfiable
 from polypod.assets.blobs import MEDIA_TYPES
 from polypod.assets.derive import FORMATS
-from polypod.errors import BadInput, Conflict, NotFound
+from polypod.assets.storage import BlobStore
+from polypod.errors import BadInput, Conflict, NotFound, Unavailable
 from polypod.jobs.job import TERMINAL, Asset, Job
 from polypod.model import nearest
+
+log = logging.getLogger("polypod.api")
 
 CHUNK = 1 << 20
 RETRY_AFTER_S = 2
@@ -63,7 +72,8 @@ async def _asset_response(
     api: Api, request: Request, job: Job, name: str, *, attachment: bool = False
 ) -> Response:
     try:
-        asset, path = await api.engine.asset(job, name)
+        asset = await api.engine.find_asset(job, name)
+        return await file_response(api.engine.blobs, request, job, asset, attachment=attachment)
     except (NotFound, Conflict) as problem:
         if _was_removed(job, name):
             raise Gone(
@@ -73,16 +83,17 @@ async def _asset_response(
         if isinstance(problem, Conflict) and job.status not in TERMINAL:
             problem.extra.setdefault("retry_after_s", RETRY_AFTER_S)
         raise
-    return file_response(request, job, asset, path, attachment=attachment)
 
 
-def file_response(
-    request: Request, job: Job, asset: Asset, path: Path, *, attachment: bool = False
+async def file_response(
+    blobs: BlobStore, request: Request, job: Job, asset: Asset, *, attachment: bool = False
 ) -> Response:
-    """200, 206 or 304 for the file at `path`; a POST gets it whole.
+    """200, 206 or 304 with the file, or 307 to where it is; a POST gets it whole, from here.
 
     Raises:
         RangeNotSatisfiable: the range begins behind the end.
+        NotFound: it is not kept any more.
+        Unavailable: the storage fails.
     """
     size, etag = asset.file.size, f'"{asset.file.digest}"'
     shown = asset.file.media_type.startswith(("image/", "application/json", "text/plain"))
@@ -96,6 +107,10 @@ def file_response(
     asked = request.headers if request.method in ("GET", "HEAD") else Headers()
     if _matches(asked.get("if-none-match", ""), etag):
         return Response(None, 304, headers)
+    if request.method == "GET":
+        url = await _elsewhere(blobs, asset, headers["content-disposition"])
+        if url:
+            return Response(None, 307, headers | {"location": url, "cache-control": "no-store"})
     wanted = asked.get("range", "")
     if wanted and asked.get("if-range", etag) == etag:
         begin, end = parse_range(wanted, size)
@@ -103,10 +118,28 @@ def file_response(
         begin, end = 0, size
     headers["content-type"] = asset.file.media_type
     headers["content-length"] = str(end - begin)
-    if end - begin == size:
-        return FileSlice(path, 0, size, 200, headers)
-    headers["content-range"] = f"bytes {begin}-{end - 1}/{size}"
-    return FileSlice(path, begin, end, 206, headers)
+    status = 200 if end - begin == size else 206
+    if status == 206:
+        headers["content-range"] = f"bytes {begin}-{end - 1}/{size}"
+    if request.method == "HEAD":
+        return Response(None, status, headers)
+    if path := blobs.here(asset.file.digest):
+        return FileSlice(path, begin, end, status, headers)
+    source = blobs.stream(asset.file.digest, begin, None if end == size else end)
+    try:
+        return await Relay(source, status, headers).begun()
+    except KeyError:
+        raise NotFound(
+            f"The file of {asset.name!r} is no longer kept.", "Submit the job again."
+        ) from None
+
+
+async def _elsewhere(blobs: BlobStore, asset: Asset, disposition: str) -> str | None:
+    """In a thread: the key to sign with may have to be asked for."""
+    file = asset.file
+    if not blobs.remote:
+        return None
+    return await asyncio.to_thread(blobs.url, file.digest, disposition, file.media_type)
 
 
 def parse_range(text: str, size: int) -> tuple[int, int]:
@@ -149,20 +182,12 @@ class FileSlice(Response):
         self._path, self._begin, self._end = path, begin, end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] == "HEAD":
-            await self._start(send)
-            await send({"type": "http.response.body", "body": b""})
-            return
         await unless_disconnected(receive, self._stream(send))
-
-    async def _start(self, send: Send) -> None:
-        head = {"type": "http.response.start", "status": self.status_code}
-        await send({**head, "headers": self.raw_headers})
 
     async def _stream(self, send: Send) -> None:
         file = await asyncio.to_thread(os.open, self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            await self._start(send)
+            await _start(self, send)
             at = self._begin
             while at < self._end:
                 size = min(CHUNK, self._end - at)
@@ -176,6 +201,50 @@ class FileSlice(Response):
                 await send({"type": "http.response.body", "body": b""})
         finally:
             os.close(file)
+
+
+class Relay(Response):
+    """The chunks of a blocking generator, each made in a thread while the one before is sent."""
+
+    def __init__(self, source: Generator[bytes], status: int, headers: dict[str, str]) -> None:
+        super().__init__(None, status, headers)
+        self._source = source
+        self._coming = self._fetch()
+
+    async def begun(self) -> Relay:
+        """Itself once the first chunk is there: until then an error can be the answer."""
+        await self._coming
+        return self
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await unless_disconnected(receive, self._relay(send))
+
+    async def _relay(self, send: Send) -> None:
+        try:
+            chunk = await self._coming
+            await _start(self, send)
+            while chunk:
+                self._coming = self._fetch()
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                chunk = await asyncio.shield(self._coming)
+            await send({"type": "http.response.body", "body": b""})
+        except Unavailable as problem:  # the server cuts the connection, as too little has come
+            log.warning("a download broke off: %s", problem)
+        finally:
+            self._coming.add_done_callback(self._close)
+
+    def _fetch(self) -> asyncio.Future[bytes]:
+        return asyncio.get_running_loop().run_in_executor(None, next, self._source, b"")
+
+    def _close(self, last: asyncio.Future[bytes]) -> None:
+        """Once no thread is in the generator."""
+        last.exception()
+        last.get_loop().run_in_executor(None, self._source.close)
+
+
+async def _start(response: Response, send: Send) -> None:
+    head = {"type": "http.response.start", "status": response.status_code}
+    await send({**head, "headers": response.raw_headers})
 
 
 def _no_result(job: Job) -> Conflict:

@@ -25,6 +25,7 @@ from polypod.api.inputs import (
     keep_picture,
 )
 from polypod.api.problems import Gone, job_failed, problem_response
+from polypod.assets.storage import renew_all
 from polypod.errors import BadRequest, Conflict, Timeout
 from polypod.jobs.engine import Submission
 from polypod.jobs.job import TERMINAL, Job, new_id
@@ -78,7 +79,7 @@ async def continue_job(api: Api, request: Request) -> Response:
     webhook_url = take_webhook(api, fields)
     resolved = parameters.inherit(model, parent.params, fields)
     model.plan(resolved, until)
-    await asyncio.to_thread(_check_inputs, api, model, parent)
+    await _check_inputs(api, model, parent)
     submission = Submission(
         model=parent.model,
         inputs=parent.inputs,
@@ -202,17 +203,15 @@ async def _keep_inputs(
     return kept
 
 
-def _check_inputs(api: Api, model: Model, parent: Job) -> None:
+async def _check_inputs(api: Api, model: Model, parent: Job) -> None:
     """Gone where retention has taken what the parent was given."""
-    try:
-        for name, declared in model.inputs.items():
-            if declared.required or name in parent.inputs:
-                api.engine.blobs.path(parent.inputs[name].digest)
-    except KeyError:
+    required = {name for name, declared in model.inputs.items() if declared.required}
+    digests = [ref.digest for ref in parent.inputs.values()]
+    if required - set(parent.inputs) or not await renew_all(api.engine.blobs, digests):
         raise Gone(
             "The inputs of this job were removed when their time was over.",
             "Submit a new job with the picture.",
-        ) from None
+        )
 
 
 def _model_name(request: Request, fields: dict[str, Any]) -> str:

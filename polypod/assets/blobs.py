@@ -43,6 +43,8 @@ MEDIA_TYPES = {
 }
 
 CHUNK = 1 << 20
+OWNER = "polypod-owner"
+"""Name of what says which database the files belong to, where others could come at them."""
 
 
 def media_type_of(name: str) -> str:
@@ -107,6 +109,15 @@ class Blobs:
             raise KeyError(digest)
         return path
 
+    def renew(self, digest: str) -> bool:
+        """Whether the content is kept; it then counts as put now. Takes microseconds."""
+        with self._naming:
+            try:
+                os.utime(self._place(digest))
+            except FileNotFoundError:
+                return False
+        return True
+
     def delete(self, digest: str, unused_since: float | None = None) -> bool:
         """Removes it, and says whether it did.
 
@@ -115,9 +126,10 @@ class Blobs:
         """
         path = self._place(digest)
         with self._naming, contextlib.suppress(FileNotFoundError):
-            if unused_since is None or path.stat().st_mtime <= unused_since:
+            if unused_since is None:
                 path.unlink()
                 return True
+            return path.stat().st_mtime <= unused_since and self._take_away(path, unused_since)
         return False
 
     def digests(self) -> Iterator[tuple[str, int, float]]:
@@ -155,15 +167,22 @@ class Blobs:
         return self._blobs / digest[:2] / digest
 
     def _renew(self, digest: str) -> bool:
-        """Whether the content is kept already; it then counts as put now."""
-        place = self._place(digest)
-        with self._naming:
-            try:
-                os.utime(place)
-            except FileNotFoundError:
-                return False
-        _sync_folder(place.parent)  # whoever put it may still be about to
+        """`renew`, durable."""
+        if not self.renew(digest):
+            return False
+        _sync_folder(self._place(digest).parent)  # whoever put it may still be about to
         return True
+
+    def _take_away(self, path: Path, unused_since: float) -> bool:
+        """The name first: another process may put the content in this very moment."""
+        aside = self._tmp / uuid.uuid4().hex
+        path.rename(aside)
+        unused = aside.stat().st_mtime <= unused_since
+        if not unused:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+        aside.unlink()
+        return unused
 
     def _link(self, path: Path, digest: str) -> bool:
         if path.is_symlink():

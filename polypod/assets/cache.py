@@ -43,10 +43,16 @@ class Cache:
     def lease(self, digest: str) -> Path | None:
         """Where the copy is, which stays there for `LEASE_S`; None: there is none."""
         with self._lock:
-            path = self._touch(digest)
-            if path:
-                self._leases[digest] = time.monotonic() + LEASE_S
-            return path
+            return self._lease(digest)
+
+    def lease_at_once(self, digest: str) -> Path | None:
+        """`lease`, but None also where that would have to wait for the disk."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            return self._lease(digest)
+        finally:
+            self._lock.release()
 
     def open(self, digest: str) -> int | None:
         """A descriptor for reading the copy, which stays good when the copy goes."""
@@ -90,6 +96,12 @@ class Cache:
         with self._lock:
             self._folder.delete(digest)
             self._forget(digest)
+
+    def _lease(self, digest: str) -> Path | None:
+        path = self._touch(digest)
+        if path:
+            self._leases[digest] = time.monotonic() + LEASE_S
+        return path
 
     def _touch(self, digest: str) -> Path | None:
         """Counts the copy as used now."""

@@ -26,7 +26,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
-from polypod.assets.blobs import Blobs, BlobWriter
+from polypod.assets.blobs import OWNER, Blobs, BlobWriter
 from polypod.assets.bucket import Bucket, Stat
 from polypod.assets.cache import Cache, read_open
 from polypod.errors import Unavailable
@@ -51,7 +51,6 @@ DOUBT_S = 3600.0
 UNFINISHED_S = 86400.0
 MOST_CONFIRMED = 10_000
 
-OWNER = "polypod-owner"
 PROBE = "polypod-probe"
 DOUBT = b"may just have been removed"
 """The content of such a mark; that of others is empty."""
@@ -66,8 +65,10 @@ class S3Blobs:
     All raise `Unavailable` when the storage cannot be used.
     """
 
+    remote = True
     sweep_every_s = 3600.0
     """A listing costs one request for each thousand files."""
+    budget_bytes = 0
 
     def __init__(
         self,
@@ -182,6 +183,11 @@ class S3Blobs:
                 self._confirmed.popitem(last=False)
 
     # Reading
+
+    def here(self, digest: str) -> Path | None:
+        """The copy in the cache, as from `path`; None also where one would have to wait for it."""
+        _check(digest)
+        return self.cache.lease_at_once(digest)
 
     def path(self, digest: str) -> Path:
         """Where a copy lies, for reading within the next hour; fetched first if need be.

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+import math
 import os
-from collections.abc import Generator, Iterator
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from polypod.assets.blobs import Blobs
+from polypod.assets.blobs import OWNER, Blobs
 from polypod.assets.cache import read_open
+from polypod.errors import Unavailable
 from polypod.jobs.job import FileRef
-from polypod.settings import Settings
+from polypod.settings import GIB, Settings
+
+log = logging.getLogger("polypod.assets")
+
+LEFT_OVER_S = 86400.0
+"""What lies half-written in a folder that others share is nobody's after this."""
+PATIENCE_S = 600.0
+"""How long what a job has made waits for a storage that fails."""
+MOST_PAUSE_S = 30.0
+
+T = TypeVar("T")
 
 
 class BlobWriter(Protocol):
@@ -31,14 +48,24 @@ class BlobWriter(Protocol):
 
 
 class BlobStore(Protocol):
-    """Every kept file, by the SHA-256 of its content. Methods block; what is put is durable.
+    """Every kept file, by the SHA-256 of its content. What is put is durable.
 
-    `LocalBlobs` and `S3Blobs` say more on each.
+    Methods block, but for `here`. `LocalBlobs` and `S3Blobs` say more on each.
     """
+
+    @property
+    def remote(self) -> bool:
+        """Whether the files are on another machine: even whether there is one takes a while."""
+        ...
 
     @property
     def sweep_every_s(self) -> float:
         """How often all that is kept may be listed."""
+        ...
+
+    @property
+    def budget_bytes(self) -> int:
+        """The disk budget where none is set; 0: no limit."""
         ...
 
     def check(self, owner: str) -> None:
@@ -51,6 +78,10 @@ class BlobStore(Protocol):
 
     def renew(self, digest: str) -> bool:
         """Whether it is kept; it then counts as put now."""
+        ...
+
+    def here(self, digest: str) -> Path | None:
+        """As `path`, where that need not be fetched or waited for."""
         ...
 
     def path(self, digest: str) -> Path:
@@ -71,15 +102,49 @@ class BlobStore(Protocol):
 
 
 class LocalBlobs(Blobs):
-    """A local folder."""
+    """A local folder. One that is `shared` has other servers of the same database at it."""
 
+    remote = False
     sweep_every_s = 300.0
+    budget_bytes = 20 * GIB
+
+    def __init__(self, root: Path, *, shared: bool = False) -> None:
+        super().__init__(root)
+        self._shared = shared
 
     def check(self, owner: str) -> None:
-        """Its folders are there, else it had not been made."""
+        """Makes a shared folder that database's own: another's sweeps would empty it."""
+        if not self._shared:
+            return
+        new, kept = self._tmp / uuid.uuid4().hex, self.root / OWNER
+        new.write_text(owner)
+        with contextlib.suppress(FileExistsError):
+            os.link(new, kept)
+        new.unlink()
+        if kept.read_text() != owner:
+            raise Unavailable(
+                f"The folder {self.root} belongs to the database of another polypod.",
+                "Use another folder in POLYPOD_STORAGE; or, if that database is gone for good,"
+                f" remove the file {OWNER} in it.",
+            )
 
-    def renew(self, digest: str) -> bool:
-        return self._renew(digest)
+    def here(self, digest: str) -> Path | None:
+        try:
+            return self.path(digest)
+        except KeyError:
+            return None
+
+    def clear_tmp(self) -> int:
+        """As `Blobs.clear_tmp`; in a shared folder only what is old."""
+        if not self._shared:
+            return super().clear_tmp()
+        count = 0
+        for path in self._tmp.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - LEFT_OVER_S:
+                    path.unlink()
+                    count += 1
+        return count
 
     def stream(self, digest: str, start: int = 0, stop: int | None = None) -> Generator[bytes]:
         yield from read_open(os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC), start, stop)
@@ -92,7 +157,9 @@ def open_blobs(settings: Settings) -> BlobStore:
     """The storage of the settings. Blocks; asks an S3 bucket nothing yet (see `check`)."""
     place = urlsplit(settings.storage)
     if place.scheme != "s3":
-        return LocalBlobs(Path(unquote(place.path)) if settings.storage else settings.data)
+        if settings.storage:
+            return LocalBlobs(Path(unquote(place.path)), shared=True)
+        return LocalBlobs(settings.data)
     from polypod.assets.bucket import Bucket, BucketSpec
     from polypod.assets.s3 import S3Blobs
 
@@ -104,6 +171,7 @@ def open_blobs(settings: Settings) -> BlobStore:
         public_endpoint=settings.storage_public_endpoint,
         region=settings.storage_region,
         path_style=settings.storage_path_style,
+        read_timeout_s=settings.storage_timeout_s,
     )
     return S3Blobs(
         Bucket(spec),
@@ -111,3 +179,41 @@ def open_blobs(settings: Settings) -> BlobStore:
         settings.storage_cache_bytes,
         settings.storage_presign_s,
     )
+
+
+async def path_of(blobs: BlobStore, digest: str) -> Path:
+    """`BlobStore.path`, in a thread where it may take a while. KeyError: there is none."""
+    return blobs.here(digest) or await asyncio.to_thread(blobs.path, digest)
+
+
+async def renew_all(blobs: BlobStore, digests: Iterable[str]) -> bool:
+    """Whether all are kept; those that were looked at then count as put now."""
+
+    def work() -> bool:
+        return all(blobs.renew(digest) for digest in digests)
+
+    return await asyncio.to_thread(work) if blobs.remote else work()
+
+
+async def patiently(
+    work: Callable[[], T],
+    patience_s: float = PATIENCE_S,
+    told: Callable[[Unavailable], object] = lambda _: None,
+) -> T:
+    """What `work` gives in a thread; again while the storage fails in a way that may pass.
+
+    `told` hears of each failure. With `patience_s` infinite also what does not pass by itself
+    (a refusal, a full disk) is waited for: until somebody has seen to it.
+    """
+    began, pause_s = time.monotonic(), 1.0
+    while True:
+        try:
+            return await asyncio.to_thread(work)
+        except Unavailable as problem:
+            may_pass = "retry_after_s" in problem.extra or patience_s == math.inf
+            if not may_pass or time.monotonic() - began + pause_s > patience_s:
+                raise
+            log.warning("tried again in %.0f s: %s", pause_s, problem)
+            told(problem)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, MOST_PAUSE_S)

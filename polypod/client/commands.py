@@ -11,7 +11,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar, cast
 
 from polypod.client.calls import Call, Headers, Server
@@ -43,6 +43,8 @@ class Reply:
     status: int
     headers: Headers
     body: bytes = b""
+    announced: str = ""
+    """The ETag that our service gave with a redirect: that of the file, wherever it is."""
 
     def json(self) -> Any:
         if (document := self.document()) is None:
@@ -143,12 +145,15 @@ class Context:
 
 def exchange(context: Context, call: Call, *, stream: bool = False) -> Flow[Reply]:
     """One request and its answer, redirects followed; the key stays with its own host."""
+    announced = ""
     for _ in range(MAX_REDIRECTS + 1):
         signed = context.server.sign(call)
         reply = cast(Reply, (yield Open(signed) if stream else Send(signed)))
         location = reply.headers.get("location")
         if reply.status not in REDIRECTS or not location:
-            return reply
+            return replace(reply, announced=announced) if announced else reply
+        if context.server.is_ours(call.url):
+            announced = reply.headers.get("etag", "")
         call = call.redirected(reply.status, location)
     raise ApiError(310, "bad_redirect", f"{call.url} redirects in circles.", "Check the address.")
 

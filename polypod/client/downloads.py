@@ -133,7 +133,7 @@ class _Part:
         self._path = self._into / f".polypod-{secrets.token_hex(6)}.part"
         self._file = self._path.open("xb")
         self.cuts = 0
-        self._etag = ""
+        self._etag = self._announced = ""
         self._total: int | None = None
         self._media_type = ""
         self._begin()
@@ -159,6 +159,7 @@ class _Part:
         headers = reply.headers
         etag = headers.get("etag", "")
         self._etag = "" if etag.startswith("W/") else etag
+        self._announced = reply.announced or self._etag
         self._media_type = headers.get("content-type", "").partition(";")[0]
         self._name = self._name or _filename(headers)
         if headers.get("content-encoding", "identity") != "identity":
@@ -197,7 +198,7 @@ class _Part:
         """What is wrong with the whole file; nothing if it is as announced."""
         if self._total is not None and self.size != self._total:
             return f"{self.size} bytes instead of {self._total}"
-        announced = re.fullmatch(r'"(?:sha256[:-])?([0-9a-f]{64})"', self._etag)
+        announced = re.fullmatch(r'"(?:sha256[:-])?([0-9a-f]{64})"', self._announced)
         if announced and announced[1] != self._hash.hexdigest():
             return f"its SHA-256 is {self._hash.hexdigest()} instead of {announced[1]}"
         return ""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from polypod.assets import derive
-from polypod.assets.blobs import Blobs, media_type_of
+from polypod.assets.blobs import media_type_of
+from polypod.assets.storage import BlobStore, path_of
 from polypod.errors import BadInput, Conflict, NotFound, Problem
 from polypod.jobs.job import TERMINAL, Asset, Job
 from polypod.jobs.store import Store
@@ -31,7 +32,7 @@ class Derived:
     def __init__(
         self,
         store: Store,
-        blobs: Blobs,
+        blobs: BlobStore,
         work: Path,
         told: Callable[[Job, list[Asset], Mapping[str, Any]], None],
     ) -> None:
@@ -103,7 +104,7 @@ class Derived:
         async with self._room:
             folder = self._folder()
             try:
-                source = self._blobs.path(result.file.digest)
+                source = await self._source(result)
                 facts = await derive.previews(source, _format(result.name), folder)
                 return await self._keep(job, [folder / name for name in VIEWS], facts)
             finally:
@@ -113,12 +114,20 @@ class Derived:
         async with self._room:
             folder = self._folder()
             try:
-                source = self._blobs.path(result.file.digest)
+                source = await self._source(result)
                 target = folder / name
                 await derive.convert(source, _format(result.name), target, _format(name))
                 return await self._keep(job, [target], {})
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    async def _source(self, result: Asset) -> Path:
+        try:
+            return await path_of(self._blobs, result.file.digest)
+        except KeyError:
+            raise NotFound(
+                f"The file of {result.name!r} is no longer kept.", "Submit the job again."
+            ) from None
 
     def _folder(self) -> Path:
         self._work.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from polypod import __version__, metrics
-from polypod.assets.blobs import Blobs
+from polypod.assets.storage import BlobStore, open_blobs, path_of
 from polypod.background import Background
 from polypod.errors import NotFound, Problem, Unavailable
 from polypod.jobs.derived import Derived
@@ -81,7 +81,7 @@ class Engine:
         self.models: dict[str, Model] = {model.name: model for model in models}
         self.settings = settings
         self.events = EventHub()
-        self.blobs: Blobs
+        self.blobs: BlobStore
         self.store: Store
         self.derived: Derived
         self.runner: Runner
@@ -100,9 +100,8 @@ class Engine:
         """Lock the data folder, open the store, take over unfinished jobs, load the model."""
         settings, data = self.settings, self.settings.data
         self._lock = await DataLock.acquire(data)
-        self.blobs = await asyncio.to_thread(Blobs, data)
-        await asyncio.to_thread(self.blobs.clear_tmp)
         self.store = await Store.open(settings.database_url or f"sqlite:///{data}/polypod.db")
+        self.blobs = await asyncio.to_thread(self._open_blobs)
         for model, stage, device, preset, seconds in reversed(await self.store.stage_seconds()):
             self.estimates.add(model, stage, device, preset, seconds)
         self.derived = Derived(self.store, self.blobs, data / "derived", self._made)
@@ -127,6 +126,12 @@ class Engine:
             await self._put_back()
             await self.store.close()
             self._lock.release()
+
+    def _open_blobs(self) -> BlobStore:
+        blobs = open_blobs(self.settings)
+        blobs.check(self.store.store_id)
+        blobs.clear_tmp()
+        return blobs
 
     async def _put_back(self) -> None:
         """An orderly stop is no death of the server for the jobs that it interrupts."""
@@ -248,17 +253,19 @@ class Engine:
         self._finished.pop(job.id, None)
         return None
 
-    async def asset(self, job: Job, name: str) -> tuple[Asset, Path]:
-        """An asset and its file; made now where it can be derived from the result.
+    async def find_asset(self, job: Job, name: str) -> Asset:
+        """An asset; made now where it can be derived from the result.
 
         Raises:
             NotFound, Conflict: see `Derived.get`.
         """
-        asset = job.asset(name)
-        if asset is None:
-            asset = await self.derived.get(job, self.models.get(job.model), name)
+        return job.asset(name) or await self.derived.get(job, self.models.get(job.model), name)
+
+    async def asset(self, job: Job, name: str) -> tuple[Asset, Path]:
+        """`find_asset` and its file, on this machine's disk."""
+        asset = await self.find_asset(job, name)
         try:
-            return asset, self.blobs.path(asset.file.digest)
+            return asset, await path_of(self.blobs, asset.file.digest)
         except KeyError:
             raise NotFound(
                 f"The file of {name!r} is no longer kept.", "Submit the job again."

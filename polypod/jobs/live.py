@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 
 from polypod.jobs.job import Asset, FileRef, Job, KeptStage, StageRun
@@ -99,14 +100,11 @@ class Live:
         return assets
 
     def assignment(self, blob: Callable[[str], Path], work: Path) -> Assignment:
-        """The next stages that one worker can do in a row, each reading the folder before it."""
+        """The `chain`, each of its stages reading the folder before it."""
         self.tries += 1
-        paths = {name: str(blob(ref.digest)) for name, ref in self.files.items()}
-        slot, worker = self.stage.slot, self.worker
+        paths = {name: str(blob(ref.digest)) for name, ref in self.needed().items()}
         tasks: list[StageTask] = []
-        for stage in self.plan[self.done :]:
-            if stage.slot != slot or stage.worker_name != worker[1]:
-                break
+        for stage in self.chain:
             name = f"{stage.name}.{self.job.attempt}.{self.tries}"
             folder = work / self.job.id / name
             tasks.append(
@@ -122,7 +120,19 @@ class Live:
                 )
             )
             paths.update({n: str(folder / n) for n in stage.outputs})
-        return Assignment(self.job.id, worker, tuple(tasks))
+        return Assignment(self.job.id, self.worker, tuple(tasks))
+
+    @property
+    def chain(self) -> list[Stage]:
+        """The next stages that one worker can do in a row."""
+        slot, worker = self.stage.slot, self.stage.worker_name
+        coming = self.plan[self.done :]
+        return list(takewhile(lambda s: (s.slot, s.worker_name) == (slot, worker), coming))
+
+    def needed(self) -> dict[str, FileRef]:
+        """Those of its files that the next stages read."""
+        names = {name for stage in self.chain for name in stage.inputs}
+        return {name: ref for name, ref in self.files.items() if name in names}
 
     @property
     def progress(self) -> float:

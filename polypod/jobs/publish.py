@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from polypod import __version__
-from polypod.assets.blobs import Blobs, media_type_of
+from polypod.assets.blobs import media_type_of
+from polypod.assets.storage import BlobStore
 from polypod.jobs.job import Asset, FileRef, Job, StageRun
 from polypod.model import Model, Stage
 
@@ -23,7 +24,7 @@ class MissingOutput(Exception):
     """The stage ended well but left out a file that it declares."""
 
 
-def keep_outputs(blobs: Blobs, stage: Stage, folder: Path) -> dict[str, FileRef]:
+def keep_outputs(blobs: BlobStore, stage: Stage, folder: Path) -> dict[str, FileRef]:
     """The declared outputs in `folder` as blobs, by name. Blocking; durable on return.
 
     Raises:
@@ -41,7 +42,7 @@ def keep_outputs(blobs: Blobs, stage: Stage, folder: Path) -> dict[str, FileRef]
 
 
 def keep_result(
-    blobs: Blobs, stage: Stage, folder: Path, job: Job, model: Model, run: StageRun
+    blobs: BlobStore, stage: Stage, folder: Path, job: Job, model: Model, run: StageRun
 ) -> tuple[dict[str, FileRef], Asset]:
     """The outputs of the last stage, and the manifest that names them: in one go, as the job's end
     waits for both. `job` is as it was before the stage."""
@@ -56,7 +57,7 @@ def output_assets(stage: Stage, files: Mapping[str, FileRef]) -> list[Asset]:
     return [Asset(n, files[n], "output", stage.name) for n in stage.assets if n in files]
 
 
-def keep_manifest(blobs: Blobs, job: Job, model: Model) -> Asset:
+def keep_manifest(blobs: BlobStore, job: Job, model: Model) -> Asset:
     text = json.dumps(manifest(job, model), indent=2, ensure_ascii=False)
     return Asset(MANIFEST, blobs.put_bytes(text.encode(), "application/json", MANIFEST), "manifest")
 

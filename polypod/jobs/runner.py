@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from polypod.assets.blobs import Blobs
+from polypod.assets.storage import BlobStore
 from polypod.jobs.estimates import Estimates
 from polypod.jobs.job import Asset, Job, JobError, Status
 from polypod.jobs.live import Live
@@ -56,7 +56,7 @@ class Book(Protocol):
     settings: Settings
     queue: Queue
     store: Store
-    blobs: Blobs
+    blobs: BlobStore
     estimates: Estimates
 
     def learn(self, models: Iterable[Model]) -> None: ...

@@ -12,10 +12,12 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from polypod import metrics
+from polypod.assets.storage import patiently, renew_all
 from polypod.background import Background
 from polypod.errors import Problem
 from polypod.jobs import publish
@@ -32,7 +34,7 @@ from polypod.workers.worker import StageTask
 WORKER_DEATHS = 3
 FILE_LOST = JobError(
     "file_lost",
-    "A file that this job needs is no longer on the server's disk.",
+    "A file that this job needs is no longer kept.",
     "Submit the job again, with its picture.",
 )
 
@@ -134,20 +136,16 @@ class StageRunner:
 
     async def _use_kept(self, live: Live, key: str) -> None:
         kept = await self._store.find_stage(key)
+        files = kept.files.values() if kept else ()
+        there = await renew_all(self._blobs, [ref.digest for ref in files])
         if live.ended or live.handed or live.next_key != key:
             return
-        if kept and self._has_files(kept):
+        if kept and there:
             self._take(live, kept, ran=False)
         else:
             self._kept.discard(key)
             await self._store.forget_stage(key)
         self._advance(live)
-
-    def _has_files(self, kept: KeptStage) -> bool:
-        try:
-            return all(self._blobs.path(ref.digest) for ref in kept.files.values())
-        except KeyError:
-            return False
 
     def _take(self, live: Live, kept: KeptStage, *, ran: bool) -> list[Asset]:
         self._no_longer_waits(live)
@@ -231,14 +229,30 @@ class StageRunner:
         self._no_longer_waits(live)
         live.handed = True
         try:
-            assignment = live.assignment(self._blobs.path, self._work)
+            assignment = live.assignment(self._here, self._work)
         except KeyError:
-            self._run_for(live, self._fail(live, FILE_LOST))
+            self._run_for(live, self._fetch(live))
             return
         if isinstance(action, Start):
             self.pool.begin(assignment, action.place, action.evict)
         else:
             self.pool.reserve(assignment, action.place)
+
+    def _here(self, digest: str) -> Path:
+        path = self._blobs.here(digest)
+        if path is None:
+            raise KeyError(digest)
+        return path
+
+    async def _fetch(self, live: Live) -> None:
+        """Bring to this disk what it needs; then it waits for its turn again."""
+        try:
+            for ref in live.needed().values():
+                await patiently(partial(self._blobs.path, ref.digest))
+        except KeyError:
+            await self._fail(live, FILE_LOST)
+        else:
+            self.task_returned(live.job.id)
 
     # What the pool tells
 
@@ -353,9 +367,9 @@ class StageRunner:
         """The outputs of the next stage; after the last one the manifest too, in the same go."""
         blobs, stage = self._blobs, live.stage
         if not last:
-            return await asyncio.to_thread(publish.keep_outputs, blobs, stage, folder), None
+            return await patiently(partial(publish.keep_outputs, blobs, stage, folder)), None
         job, model = live.view(), live.model
-        return await asyncio.to_thread(publish.keep_result, blobs, stage, folder, job, model, run)
+        return await patiently(partial(publish.keep_result, blobs, stage, folder, job, model, run))
 
     def _run_of(self, live: Live, event: Finished, device: str) -> StageRun:
         memory = (event.peak_memory, event.peak_gpu_memory)
@@ -369,8 +383,8 @@ class StageRunner:
         return KeptStage(key, model, run.stage, live.job.owner, files, run, preset, time.time())
 
     async def _complete(self, live: Live) -> None:
-        work = (publish.keep_manifest, self._blobs, live.view(), live.model)
-        await self._end_as_completed(live, await asyncio.to_thread(*work))
+        work = partial(publish.keep_manifest, self._blobs, live.view(), live.model)
+        await self._end_as_completed(live, await patiently(work))
 
     async def _end_as_completed(self, live: Live, manifest: Asset) -> None:
         """Without a pause between the two: a cancel that comes first has no manifest."""

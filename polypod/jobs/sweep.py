@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from polypod.assets.blobs import Blobs
+from polypod.assets.storage import BlobStore
 from polypod.jobs.store import Store
 from polypod.settings import Settings
 
 log = logging.getLogger("polypod.jobs")
 
-EVERY_S = 300.0
 GRACE_S = 86400.0
 GRACE_OVER_BUDGET_S = 3600.0
 BATCH = 500
@@ -32,7 +31,7 @@ class Sweeper:
         self,
         settings: Settings,
         store: Store,
-        blobs: Blobs,
+        blobs: BlobStore,
         pinned: Callable[[], set[str]],
         forgot: Callable[[list[str]], None],
     ) -> None:
@@ -44,14 +43,14 @@ class Sweeper:
 
     async def run(self) -> None:
         while True:
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(self._blobs.sweep_every_s)
             try:
                 await self.sweep(time.time())
             except Exception:
-                log.exception("sweeping failed; the next one comes in %s s", EVERY_S)
+                log.exception("sweeping failed; next in %.0f s", self._blobs.sweep_every_s)
 
     async def sweep(self, now: float) -> int:
-        """Forget and remove; returns how many blobs went."""
+        """Forget and remove; returns how many blobs went. A bucket's are only marked at first."""
         self._forgot((await self._store.expire(now, self._settings, self._pinned())).stages)
         over = await self._bytes_over_budget()
         if over > 0:
@@ -66,6 +65,8 @@ class Sweeper:
 
     async def _bytes_over_budget(self) -> int:
         budget = self._settings.disk_budget_bytes
+        if budget is None:
+            budget = self._blobs.budget_bytes
         return await self._store.total_bytes() - budget if budget else 0
 
     def _put_before(self, when: float) -> Iterator[str]:

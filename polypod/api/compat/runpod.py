@@ -35,6 +35,7 @@ from polypod.api.endpoint import (
 from polypod.api.inputs import Kept, find_sources, keep_input
 from polypod.api.problems import Gone
 from polypod.api.submit import idempotency_key, take_webhook
+from polypod.assets.storage import renew_all
 from polypod.errors import BadRequest, Conflict, NotFound, Problem, TooLarge
 from polypod.jobs.engine import Submission
 from polypod.jobs.job import TERMINAL, Job
@@ -96,7 +97,7 @@ async def retry(api: Api, request: Request) -> Response:
             f"The job is {protocol.state_of(failed)}.",
             "Only a FAILED or TIMED_OUT job can be tried again.",
         )
-    await asyncio.to_thread(_check_inputs, api, failed)
+    await _check_inputs(api, failed)
     job = await api.submit(
         request,
         Submission(
@@ -261,15 +262,12 @@ def _base64(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def _check_inputs(api: Api, job: Job) -> None:
-    try:
-        for ref in job.inputs.values():
-            api.engine.blobs.path(ref.digest)
-    except KeyError:
+async def _check_inputs(api: Api, job: Job) -> None:
+    if not await renew_all(api.engine.blobs, [ref.digest for ref in job.inputs.values()]):
         raise Gone(
             "The inputs of this job were removed when their time was over.",
             "Run a new job with the picture.",
-        ) from None
+        )
 
 
 def _digest(
