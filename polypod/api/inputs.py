@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from polypod.errors import BadInput, BadRequest, TooLarge
 from polypod.jobs.job import FileRef
 from polypod.model import Input, nearest
 from polypod.pictures.encoding import decode_base64
-from polypod.pictures.picture import Picture, check_picture
+from polypod.pictures.picture import Big, Picture, check_picture
 
 FETCH_TIMEOUT_S = 15
 CHECKED, UPLOADED = "checked", "uploaded"
@@ -107,8 +107,33 @@ async def keep_input(api: Api, owner: str | None, declared: Input, source: Sourc
             allow_private=api.settings.allow_private_urls,
             name=f"{source.name}_url",
         )
-        return await asyncio.to_thread(_keep, api, declared, source.name, data, "")
-    return await asyncio.to_thread(_decode_and_keep, api, declared, source)
+        return await _or_apart(api, asyncio.to_thread(_keep, api, declared, source.name, data, ""))
+    return await _or_apart(api, asyncio.to_thread(_decode_and_keep, api, declared, source))
+
+
+async def keep_picture(api: Api, data: bytes) -> Kept:
+    """Check a picture and keep it, as uploaded and as models see it. Durable on return."""
+    return await _or_apart(api, asyncio.to_thread(_keep_small, api, data, ""))
+
+
+async def _or_apart(api: Api, keeping: Awaitable[Kept]) -> Kept:
+    """What `keeping` gives; a picture that is too big for it is checked in a child process."""
+    try:
+        return await keeping
+    except _BigPicture as big:
+        from polypod.pictures.apart import check_apart
+
+        settings = api.settings
+        picture = await check_apart(big.data, settings.max_pixels, settings.max_upload_bytes)
+        return await asyncio.to_thread(_put_picture, api, big.data, big.filename, picture)
+
+
+class _BigPicture(Exception):
+    """On its way from a thread to `check_apart`."""
+
+    def __init__(self, data: bytes, filename: str) -> None:
+        super().__init__()
+        self.data, self.filename = data, filename
 
 
 def _decode_and_keep(api: Api, declared: Input, source: Source) -> Kept:
@@ -133,7 +158,7 @@ def _decode_and_keep(api: Api, declared: Input, source: Source) -> Kept:
 
 def _keep(api: Api, declared: Input, name: str, data: bytes, filename: str) -> Kept:
     if declared.kind == "image":
-        return keep_picture(api, data, filename)
+        return _keep_small(api, data, filename)
     if len(data) > api.settings.max_upload_bytes:
         raise too_large(name, api.settings.max_upload_bytes)
     media_type = "application/octet-stream"
@@ -144,10 +169,19 @@ def _keep(api: Api, declared: Input, name: str, data: bytes, filename: str) -> K
     return Kept(ref, ref)
 
 
-def keep_picture(api: Api, data: bytes, filename: str = "") -> Kept:
-    """Check a picture and keep it, as uploaded and as models see it. Blocks: for a thread."""
-    settings, blobs = api.settings, api.engine.blobs
-    picture = check_picture(data, settings.max_pixels, settings.max_upload_bytes)
+def _keep_small(api: Api, data: bytes, filename: str) -> Kept:
+    settings = api.settings
+    try:
+        picture = check_picture(
+            data, settings.max_pixels, settings.max_upload_bytes, only_small=True
+        )
+    except Big:
+        raise _BigPicture(data, filename) from None
+    return _put_picture(api, data, filename, picture)
+
+
+def _put_picture(api: Api, data: bytes, filename: str, picture: Picture) -> Kept:
+    blobs = api.engine.blobs
     file = blobs.put_bytes(picture.data, picture.media_type, filename)
     if not picture.changed:
         return Kept(file, file, picture)

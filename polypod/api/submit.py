@@ -104,7 +104,7 @@ async def store_image(api: Api, request: Request) -> Response:
     kind = media_type(request)
     if kind.startswith("image/") or kind == "application/octet-stream":
         data = bytes(await read_bytes(request))
-        kept = await asyncio.to_thread(keep_picture, api, data)
+        kept = await keep_picture(api, data)
     else:
         async with read_body(request, _max_text(api)) as body:
             kept = await _only_picture(api, body)

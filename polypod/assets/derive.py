@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import polypod
+from polypod import child
 from polypod.errors import BadInput, Problem, TooLarge, Unavailable
 
 log = logging.getLogger(__name__)
@@ -105,8 +105,8 @@ async def _run(
     async with turn:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "polypod.assets.tool", json.dumps(request)),
-            cwd=Path(polypod.__file__).parents[1],
-            env=_environment(folder),
+            cwd=child.ROOT,
+            env={**child.environment(), "TMPDIR": str(folder)},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -160,15 +160,6 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     while not waiting.done():
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.shield(waiting)
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    """No key or password of the server is in it; one thread for each library."""
-    kept = {
-        name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ
-    }
-    threads = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL")}
-    return {**kept, **threads, "TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def _result(answer: bytes, words: bytes, status: int | None, memory: int) -> Any:

@@ -9,26 +9,22 @@ that could be hurt by a hostile file.
 # pyright: basic
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
-import resource
-import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
-PR_SET_PDEATHSIG = 1
+from polypod import child
 
 
 def main() -> None:
     request = json.loads(sys.argv[1])
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    _die_with(request["parent"])
-    _limit(request["memory"], request["file_size"])
+    child.bind(request["parent"], request["memory"], request["file_size"])
     try:
         reply = {"result": _do(request)}
     except BaseException as error:
@@ -89,19 +85,6 @@ def _explained(error: BaseException) -> dict[str, str]:
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return {"error": "too_large", "message": "The file would be too large.", "hint": ""}
     return {"error": "failed"}
-
-
-def _die_with(parent: int) -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the line above
-        os._exit(1)
-
-
-def _limit(memory: int, file_size: int) -> None:
-    os.nice(5)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
 
 if __name__ == "__main__":

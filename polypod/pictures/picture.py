@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import re
 import struct
+import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from polypod.errors import BadInput, Problem, TooLarge, UnsupportedMedia
 from polypod.pictures import colour
@@ -30,19 +32,28 @@ MAX_SIDE = 32_768
 
 _KEPT = {"PNG": "image/png", "JPEG": "image/jpeg", "WebP": "image/webp"}
 """The formats that go on as they are, if nothing has to change."""
-_COSTLY = {
-    # Scans, by their fixed beginning: each is a pass over all pixels; encoders write 1 to 12. And
-    # EXIF blocks, which Pillow appends to each other; one is normal.
-    "JPEG": re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)|\xff\xe1(?s:..)Exif"),
-    # Chunks that are inflated, to at most 1 MiB each; encoders write a few.
-    "PNG": re.compile(rb"iCCP|iTXt|zTXt"),
-}
+_COSTLY_JPEG = re.compile(
+    rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)|\xff\xe1(?s:..)Exif"
+)
+"""Scans, by their fixed beginning: each is a pass over all pixels; encoders write 1 to 12. And EXIF
+blocks, which Pillow appends to each other; one is normal."""
+_INFLATED = (b"iCCP", b"iTXt", b"zTXt")
+"""Chunks of PNG that are inflated, to at most 1 MiB each; encoders write a few."""
 _MAX_COSTLY = 64
+_STEP = 1024 * 1024
+"""Bytes that are searched in one go, in about a millisecond."""
 _MAX_VALUES = 200_000
 """Values of one TIFF tag, such as the offsets of strips."""
 _MAX_TILE_PIXELS = 4096 * 4096
 _MAX_READS = 500_000
 _ORIENTATION = 0x0112
+_BIG, _BIG_WEBP = 3_000_000, 1_500_000
+"""Pixels. Freeing any picture, and decoding WebP, keep the interpreter: 1.6 and 3 ms per million.
+"""
+
+
+class Big(Exception):
+    """More pixels than the server's own process should decode; see `apart`."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,9 @@ class Picture:
     """Whether `data` was encoded anew; else these are the uploaded bytes."""
 
 
-def check_picture(data: bytes, max_pixels: int, max_bytes: int) -> Picture:
+def check_picture(
+    data: bytes, max_pixels: int, max_bytes: int, only_small: bool = False
+) -> Picture:
     """The picture in `data`, fit for models; `max_pixels` limits width x height.
 
     Turned upright by EXIF, converted to sRGB by its ICC profile, and to 8-bit gray, RGB or RGBA
@@ -71,6 +84,7 @@ def check_picture(data: bytes, max_pixels: int, max_bytes: int) -> Picture:
         UnsupportedMedia: not a picture, or not in a format that is read here.
         TooLarge: too many bytes, pixels or frames, or made to take too much work to read.
         BadInput: empty, damaged, truncated, or too small.
+        Big: with `only_small`, one that is neither small nor refused already.
     """
     if not data:
         raise BadInput("The picture is empty (0 bytes).", "Check the file and send it again.")
@@ -85,6 +99,8 @@ def check_picture(data: bytes, max_pixels: int, max_bytes: int) -> Picture:
         with _reader(kind)(_Source(data)) as image:
             _check_size(*image.size, max_pixels)
             _check_kind(kind, image)
+            if only_small and image.width * image.height > (_BIG_WEBP if kind == "WebP" else _BIG):
+                raise Big
             image.load()
             return _finish(kind, data, image)
 
@@ -192,7 +208,7 @@ class _Source(io.BytesIO):
         self._reads_left -= 1
         self._bytes_left -= len(found)
         if self._reads_left < 0 or self._bytes_left < 0:
-            raise _too_much_work()
+            raise too_much_work()
         return found
 
 
@@ -201,21 +217,34 @@ def _check_structure(kind: str, data: bytes, max_pixels: int) -> None:
     if kind == "WebP" and data[12:16] == b"VP8X":  # libwebp reserves the canvas to read a header
         sides = [int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27)]
         _check_size(sides[0], sides[1], max_pixels)
-    if kind in _COSTLY and _count(_COSTLY[kind], data) > _MAX_COSTLY:
-        raise _too_much_work()
+    if kind == "JPEG" and _costly_parts(data) > _MAX_COSTLY:
+        raise too_much_work()
+    if kind == "PNG" and _inflated_chunks(data) > _MAX_COSTLY:
+        raise too_much_work()
     if kind == "TIFF":
         for _, type_, count, _ in _tags(data):
             if count > _MAX_VALUES and type_ not in (1, 2, 6, 7):  # bytes and text
-                raise _too_much_work()
+                raise too_much_work()
 
 
-def _count(pattern: re.Pattern[bytes], data: bytes, step: int = 1024 * 1024) -> int:
-    """Occurrences of a pattern of up to 8 bytes; in steps, to let other threads on."""
+def _costly_parts(data: bytes) -> int:
     return sum(
-        found.start() < at + step
-        for at in range(0, len(data), step)
-        for found in pattern.finditer(data, at, at + step + 7)
+        found.start() < at + _STEP
+        for at in _steps(data)
+        for found in _COSTLY_JPEG.finditer(data, at, at + _STEP + 7)
     )
+
+
+def _inflated_chunks(data: bytes) -> int:
+    return sum(data.count(name, at, at + _STEP + 3) for at in _steps(data) for name in _INFLATED)
+
+
+def _steps(data: bytes) -> Iterator[int]:
+    """Where each step of a search begins; other threads go on between them."""
+    for at in range(0, len(data), _STEP):
+        if at:
+            time.sleep(0)
+        yield at
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -252,10 +281,10 @@ def _check_tiff(tags: Mapping[int, object]) -> None:
         raise UnsupportedMedia("This TIFF file holds a preview only (camera raw?).", _CONVERT)
     sides = [side if isinstance(side, int) else MAX_SIDE for side in (tile_width, tile_height)]
     if sides[0] * sides[1] > _MAX_TILE_PIXELS:
-        raise _too_much_work()
+        raise too_much_work()
 
 
-def _too_much_work() -> TooLarge:
+def too_much_work() -> TooLarge:
     return TooLarge(
         "The picture's file is built so that reading it takes far too much time or memory.",
         "Open it in a picture editor and save it as a new PNG or JPEG.",
@@ -269,13 +298,13 @@ def _plain_words(kind: str, data: bytes) -> Generator[None, None, None]:
 
     try:
         yield
-    except Problem:
+    except (Problem, Big):
         raise
     except (MemoryError, Image.DecompressionBombError) as error:
-        raise _too_much_work() from error
+        raise too_much_work() from error
     except Exception as error:
         if isinstance(error, ValueError) and "MAX_TEXT" in str(error):  # a bomb in iTXt or iCCP
-            raise _too_much_work() from error
+            raise too_much_work() from error
         if "truncated" in str(error).lower() or (kind == "WebP" and _riff_size(data) > len(data)):
             raise BadInput(
                 f"The {kind} file is cut off: its end is missing.",
@@ -307,12 +336,20 @@ def _finish(kind: str, data: bytes, image: ImageFile.ImageFile) -> Picture:
 
 def _encoded(image: Image.Image, kind: str) -> Picture:
     image.info = {}  # profile, EXIF and transparency are in the pixels now
-    file = io.BytesIO()
-    if kind == "JPEG":
-        image.save(file, "JPEG", quality=95, subsampling=0)
-    else:
-        image.save(file, "PNG", compress_level=2)
-    return Picture(file.getvalue(), _KEPT[kind], *image.size, changed=True)
+    with _memory_file() as file:
+        if kind == "JPEG":
+            image.save(file, "JPEG", quality=95, subsampling=0)
+        else:
+            image.save(file, "PNG", compress_level=2)
+        file.seek(0)
+        return Picture(file.read(), _KEPT[kind], *image.size, changed=True)
+
+
+def _memory_file() -> BinaryIO:
+    """With a descriptor where there can be: Pillow then writes JPEG without the interpreter."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("picture"), "w+b")
+    return io.BytesIO()
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:

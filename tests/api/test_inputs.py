@@ -267,3 +267,14 @@ def test_addresses_of_this_network_are_refused(server: Server, site: int, host: 
         "/generate", files={"mask": PNG}, data={"image_url": f"http://{host}"}
     )
     assert form.status_code in (400, 422)
+
+
+def test_a_big_picture_is_checked_apart_and_kept_like_any_other(server: Server) -> None:
+    big = make_picture((2000, 2000), kind="BMP")
+    stored = server.client.post("/images", files={"image": ("a.bmp", big)}).json()
+    assert (stored["width"], stored["media_type"]) == (2000, "image/png")
+    job = server.done(big)
+    assert server.done(make_picture(), seed=1)["job_id"] != job["job_id"]
+    refused = server.client.post("/generate", files={"image": ("a.bmp", big[:-9])})
+    assert refused.status_code == 422
+    assert "cut off" in refused.json()["error"]
