@@ -12,7 +12,11 @@ from contextvars import ContextVar
 from datetime import datetime, timezone
 from typing import Any, Literal
 
+TRACES = 20_000
+"""Of how many jobs, the newest, the trace is known."""
+
 _job: ContextVar[str] = ContextVar("polypod_job", default="")
+_traces: dict[str, str] = {}
 _NAMED = re.compile(r"\bjob ([0-9a-f]{32})\b")
 
 
@@ -24,6 +28,14 @@ def about(job_id: str) -> Generator[None]:
         yield
     finally:
         _job.reset(token)
+
+
+def belongs(job_id: str, trace_id: str) -> None:
+    """What is logged about this job is of this trace; empty: of none."""
+    if trace_id:
+        _traces[job_id] = trace_id
+        if len(_traces) > TRACES:
+            del _traces[next(iter(_traces))]
 
 
 def configure(how: Literal["text", "json"]) -> None:
@@ -46,7 +58,7 @@ def configure(how: Literal["text", "json"]) -> None:
 
 
 class JsonLines(logging.Formatter):
-    """`time`, `level`, `logger`, `message`; `job_id` and `traceback` where there is one.
+    """`time`, `level`, `logger`, `message`; `job_id`, `trace_id`, `traceback` where there is one.
 
     The job is that of `extra={"job_id": ...}`, else of `about`, else the one the message names.
     """
@@ -64,6 +76,8 @@ class JsonLines(logging.Formatter):
         job_id = getattr(record, "job_id", "") or _job.get() or (named[1] if named else "")
         if job_id:
             line["job_id"] = job_id
+        if trace_id := _traces.get(job_id):
+            line["trace_id"] = trace_id
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str).encode("utf-8", "replace").decode()

@@ -36,7 +36,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send, StatelessLifespan
 
-from polypod import lifetime, logs
+from polypod import lifetime, logs, tracing
 from polypod.model import Model
 from polypod.settings import Settings
 
@@ -120,6 +120,7 @@ class ModelService(Service[Any]):
         @contextlib.asynccontextmanager
         async def lifespan(app: Any) -> AsyncGenerator[None]:
             async with contextlib.AsyncExitStack() as stack:
+                stack.push_async_callback(asyncio.to_thread, tracing.stop)
                 try:
                     lifetime.check_address(self.settings)
                     await stack.enter_async_context(inner(app))
@@ -140,6 +141,7 @@ class ModelService(Service[Any]):
 
     def _assemble(self, is_main: bool) -> ASGIApp:
         logs.configure(self.settings.log)
+        tracing.start("polypod-pod")
         lifetime.end_with_parent()
         if address := lifetime.bound_address():
             host, port = address
@@ -230,7 +232,9 @@ class Hooks:
         from polypod import metrics
 
         engine = self.bento_service.engine
-        return theirs + metrics.exposition(engine.figures(), engine.health(), engine.ready)
+        return theirs + metrics.exposition(
+            engine.figures(), engine.health(), engine.ready, engine.queue.counts()
+        )
 
 
 class _LabelPath:

@@ -89,6 +89,7 @@ async def put_job(api: Api, request: Request) -> Response:
             until=until,
             owner=owner_of(request),
             priority=int(body.get("priority") or 0),
+            traceparent=request.headers.get("traceparent", ""),
         )
     )
     return accepted(api, job)

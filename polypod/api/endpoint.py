@@ -79,7 +79,8 @@ class Api:
         """`Engine.submit`, within the limits of the caller's key."""
         key: Key | None = request.scope.get(KEY)
         limit = key.most_queued if key else None
-        return await self.engine.submit(replace(submission, most_queued=limit))
+        sent = request.headers.get("traceparent", "")
+        return await self.engine.submit(replace(submission, most_queued=limit, traceparent=sent))
 
     async def note(self, request: Request, act: str, about: str) -> None:
         """Keep an administrative act. Done before the act: there is none without its line."""

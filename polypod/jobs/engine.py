@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polypod import __version__, metrics
+from polypod import __version__, logs, metrics, tracing
 from polypod.assets.storage import BlobStore, open_blobs, path_of
 from polypod.background import Background
 from polypod.errors import NotFound, Problem, Unavailable
@@ -64,6 +64,8 @@ class Submission:
     """Told of the job's end."""
     most_queued: int | None = None
     """How many jobs the owner may have in line; None: as many as fit."""
+    traceparent: str = ""
+    """As the request brought it."""
 
 
 class Engine:
@@ -166,6 +168,7 @@ class Engine:
             priority=submission.priority,
             idempotency_key=submission.idempotency_key,
             request_digest=submission.request_digest,
+            trace=tracing.begin(submission.traceparent),
             assets=tuple(Asset(n, ref, "input") for n, ref in submission.uploads.items()),
         )
         # shielded: a job that is committed is in line too, even if its client has gone
@@ -185,6 +188,7 @@ class Engine:
         if stored.id != job.id:
             return await self.job(stored.id, None)
         metrics.job_submitted(job.model)
+        logs.belongs(stored.id, tracing.trace_id(stored.trace))
         live = self.runner.live(stored, self.models[stored.model])
         self.queue.add(live)
         self.runner.add(live)
@@ -197,6 +201,7 @@ class Engine:
         if model is None:
             log.warning("job %s is for model %s, which is not served here", job.id, job.model)
             return
+        logs.belongs(job.id, tracing.trace_id(job.trace))
         live = self.runner.live(job, model)
         self.queue.add(live)
         if job.server_deaths < SERVER_DEATHS:
@@ -348,6 +353,7 @@ class Engine:
         live.job, live.ended = job, True
         self.webhooks.wake()
         metrics.job_ended(job)
+        tracing.job_ended(job)
         self.queue.remove(live)
         self._remember(job)
         self.runner.drop(live)

@@ -120,7 +120,7 @@ class Live:
                 )
             )
             paths.update({n: str(folder / n) for n in stage.outputs})
-        return Assignment(self.job.id, self.worker, tuple(tasks))
+        return Assignment(self.job.id, self.worker, tuple(tasks), self.job.trace)
 
     @property
     def chain(self) -> list[Stage]:

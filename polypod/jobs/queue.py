@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator
 
 from polypod.jobs.live import Live
@@ -52,6 +52,10 @@ class Queue:
     @property
     def processing(self) -> dict[str, Live]:
         return self._processing
+
+    def counts(self) -> Counter[tuple[str, str]]:
+        """Jobs by model and status."""
+        return Counter((live.model.name, live.job.status) for live in self.lives.values())
 
     def position(self, live: Live) -> int:
         """1 is next to run; 0 is running."""

@@ -49,7 +49,8 @@ POLL_S = 0.2
 ASK_EVERY_S = 5.0
 
 PASSED = ("POLYPOD_MAX_PIXELS", "POLYPOD_MAX_UPLOAD_BYTES", "POLYPOD_DISK_BUDGET_BYTES")
-"""Settings of the router that hold for its pods too, with every POLYPOD_SLOT_..."""
+PREFIXES = ("POLYPOD_SLOT_", "OTEL_")
+"""Settings of the router that hold for its pods too."""
 
 
 @dataclass(frozen=True)
@@ -313,7 +314,7 @@ def _environment(spec: PodSpec, data: Path, port: int, key: str) -> dict[str, st
     passed = {
         name: value
         for name, value in os.environ.items()
-        if name in PASSED or name.startswith("POLYPOD_SLOT_")
+        if name in PASSED or name.startswith(PREFIXES)
     }
     own = {
         "POLYPOD_DATA": str(data.absolute()),

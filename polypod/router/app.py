@@ -95,8 +95,10 @@ async def drain(api: Api, request: Request) -> Response:
 
 @needs(ANY)
 async def show_metrics(api: Api, _: Request) -> Response:
-    engine = api.engine
-    return PlainTextResponse(metrics.exposition(engine.figures(), engine.health(), engine.ready))
+    engine, dispatcher = api.engine, _dispatcher(api)
+    endpoints = [dispatcher.describe_endpoint(e) for e in dispatcher.endpoints.values()]
+    shown = (engine.figures(), engine.health(), engine.ready, engine.queue.counts(), endpoints)
+    return PlainTextResponse(metrics.exposition(*shown), media_type=metrics.CONTENT_TYPE)
 
 
 @needs(ANY)

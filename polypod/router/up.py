@@ -15,7 +15,7 @@ from typing import cast
 import typer
 import uvicorn
 
-from polypod import lifetime, logs
+from polypod import lifetime, logs, tracing
 from polypod.pods.local import LocalPods, PodSpec
 from polypod.router.app import create_router, make_engine
 from polypod.router.dispatch import Dispatcher
@@ -40,6 +40,7 @@ def up(settings: Settings, fleet: Fleet) -> None:
         logs.configure("json")
     else:
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    tracing.start("polypod-router")
     lifetime.check_address(settings)
     listening = lifetime.bound_socket(settings.host, settings.port)
     settings = settings.model_copy(update={"port": int(listening.getsockname()[1])})
@@ -47,6 +48,7 @@ def up(settings: Settings, fleet: Fleet) -> None:
         settings = settings.model_copy(update={"max_queue_size": QUEUE})
     with listening:
         asyncio.run(_Up(settings, fleet).serve(listening))
+    tracing.stop()
 
 
 class _Up:

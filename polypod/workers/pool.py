@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from polypod import metrics
+from polypod import metrics, tracing
 from polypod.background import Background
 from polypod.image import Home
 from polypod.jobs.job import JobError
@@ -36,6 +36,8 @@ class Assignment:
     job: str
     worker: WorkerKey
     tasks: tuple[StageTask, ...]
+    trace: str = ""
+    """The job's."""
 
 
 class Listener(Protocol):
@@ -310,6 +312,7 @@ class Pool:
             self.listener.task_logged(handed.assignment.job, event.line)
         else:
             del handed.open[task.id]
+            _trace(lane, handed, task, event)
             if isinstance(event, e.Finished):
                 lane.deaths = 0
                 self.listener.task_finished(task, event, lane.device)
@@ -344,6 +347,7 @@ class Pool:
         for handed in hit:
             if handed.settled:
                 continue
+            _trace_death(lane, handed, worker, event)
             if handed.started and not event.expected:  # we stop: the job is not to blame
                 self.listener.worker_died(handed.assignment.job, _death_error(event))
             else:
@@ -367,6 +371,37 @@ class Pool:
 
     def _handed(self, assignment: Assignment) -> _Handed:
         return _Handed(assignment, {task.id: task for task in assignment.tasks})
+
+
+def _trace(lane: _Lane, handed: _Handed, task: StageTask, event: e.TaskEvent) -> None:
+    """The span of a stage that has ended; one that was taken back never began."""
+    if isinstance(event, e.Revoked) or handed.stage != task.stage:
+        return
+    worker = lane.workers.get(handed.assignment.worker)
+    error = event.error.code if isinstance(event, e.Failed) else ""
+    error = "cancelled" if isinstance(event, e.Cancelled) else error
+    end = event.at if isinstance(event, e.Finished) else time.time()
+    _trace_stage(lane, handed, worker, end, error)
+
+
+def _trace_death(lane: _Lane, handed: _Handed, worker: Worker, event: e.Died) -> None:
+    if any(task.stage == handed.stage for task in handed.open.values()):
+        _trace_stage(lane, handed, worker, time.time(), event.reason)
+
+
+def _trace_stage(
+    lane: _Lane, handed: _Handed, worker: Worker | None, end: float, error: str
+) -> None:
+    model, name = handed.assignment.worker
+    about: dict[str, str | int] = {
+        "polypod.model": model,
+        "polypod.stage": handed.stage,
+        "polypod.worker": name,
+        "polypod.worker.pid": worker.pid or 0 if worker else 0,
+        "polypod.device": lane.device,
+    }
+    trace, stage = handed.assignment.trace, f"stage {handed.stage}"
+    tracing.span(trace, stage, handed.since, end, about, error)
 
 
 def _death_error(event: e.Died) -> JobError:
