@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), validation_alias=AliasChoices("cors_origins", "CORS_ORIGINS")
     )
+    compat: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict[str, str],
+        description="Which model answers other people's clients, where it is not their own:"
+        " sam3d=inflate,hunyuan=inflate.",
+    )
     allow_private_urls: bool = Field(
         False,
         description="Let `image_url` and `webhook_url` reach private and loopback addresses.",
@@ -112,6 +117,16 @@ class Settings(BaseSettings):
         Path("~/.polypod"),
         description="Where images and `polypod setup` put model environments and weights.",
     )
+    image: str = Field("", description="Name of the image that this runs in, for messages.")
+    doctor: Literal["on", "off"] = Field(
+        "on",
+        description="`off` takes jobs although environment, weights or GPU seem to be missing.",
+    )
+    needs: Literal["on", "off"] = Field(
+        "on",
+        description="`off` takes jobs that need more GPU memory than there is: figures that are"
+        " only claimed may be too high.",
+    )
     slots: dict[str, str] = Field(
         default_factory=_slots_from_environment,
         description="Device of each slot: POLYPOD_SLOT_GPU=cuda:0.",
@@ -136,6 +151,16 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("compat", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        if not all(name.strip() and model.strip() for name, _, model in pairs):
+            raise ValueError("give PROTOCOL=MODEL, such as sam3d=inflate, separated by commas")
+        return {name.strip(): model.strip() for name, _, model in pairs}
 
     @field_validator("storage")
     @classmethod

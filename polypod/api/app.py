@@ -20,7 +20,7 @@ from starlette.routing import Route
 from polypod import __version__
 from polypod.access.keyring import Keyring
 from polypod.api import about, audit, dispatch, downloads, events, jobs, submit
-from polypod.api.compat import runpod
+from polypod.api.compat import mounted, runpod
 from polypod.api.endpoint import Api, Endpoint, Handler
 from polypod.api.middleware import middleware
 from polypod.api.openapi import openapi_document
@@ -109,6 +109,6 @@ class App(FastAPI):
 
 def _routes(api: Api) -> list[Route]:
     by_path: dict[str, dict[str, Handler]] = defaultdict(dict)
-    for method, path, handler in ROUTES:
+    for method, path, handler in mounted.with_facades(ROUTES):
         by_path[path][method] = handler
     return [Route(path, Endpoint(api, handlers)) for path, handlers in by_path.items()]

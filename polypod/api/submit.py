@@ -37,28 +37,17 @@ TEXT_SLACK = 1024
 
 @needs(GENERATE)
 async def generate(api: Api, request: Request) -> Response:
-    """POST /generate: 202 and the job."""
+    """POST /generate: 202 and the job; for who accepts only a GLB, what `generate_sync` answers."""
+    if "model/gltf-binary" in request.headers.get("accept", ""):
+        return await generate_sync(api, request)
     return accepted(api, await _submit(api, request))
 
 
 @needs(GENERATE)
 async def generate_sync(api: Api, request: Request) -> Response:
     """POST /generate/sync: the result itself, or 504 while the job goes on."""
-    job = await _submit(api, request)
-    links = {"job_id": job.id, "status_url": api.url(f"/job/{job.id}")}
-    timeout_s = api.settings.sync_timeout_s
-    try:
-        job = await unless_disconnected(
-            request.receive, asyncio.wait_for(_ended(api, job), timeout_s)
-        )
-    except asyncio.TimeoutError:
-        return problem_response(
-            Timeout(
-                f"The result was not there after {timeout_s:g} s; the job goes on.",
-                f"Follow {links['status_url']}.",
-                **links,
-            )
-        )
+    job = await wait_until_ended(api, request, await _submit(api, request))
+    links = _links(api, job)
     if job.status == "failed" and job.error:
         return job_failed(job.error, links)
     if job.status != "completed":
@@ -140,6 +129,10 @@ def accepted(api: Api, job: Job) -> Response:
     return JSONResponse(answer, 202, {"location": status_url})
 
 
+def _links(api: Api, job: Job) -> dict[str, str]:
+    return {"job_id": job.id, "status_url": api.url(f"/job/{job.id}")}
+
+
 def idempotency_key(request: Request) -> str:
     key = request.headers.get("idempotency-key", "")
     if len(key) > 255 or not all(" " <= c <= "~" for c in key):
@@ -160,20 +153,42 @@ def take_webhook(api: Api, fields: dict[str, Any]) -> str:
     return url
 
 
+async def wait_until_ended(api: Api, request: Request, job: Job) -> Job:
+    """The job once it has ended, however it did. Raises Timeout, and the job goes on."""
+    timeout_s = api.settings.sync_timeout_s
+    try:
+        return await unless_disconnected(
+            request.receive, asyncio.wait_for(_ended(api, job), timeout_s)
+        )
+    except asyncio.TimeoutError:
+        links = _links(api, job)
+        raise Timeout(
+            f"The result was not there after {timeout_s:g} s; the job goes on.",
+            f"Follow {links['status_url']}.",
+            **links,
+        ) from None
+
+
 async def _submit(api: Api, request: Request) -> Job:
-    """Read the request, check it, keep its files, and put the job in line."""
-    key = idempotency_key(request)
+    """Read the request, and put its job in line."""
+    idempotency_key(request)
     api.count_submit(request)
     async with read_body(request, _max_text(api)) as body:
-        fields = dict(body.fields)
-        model = api.model(_model_name(request, fields))
-        until = parameters.take_text(fields, "until")
-        webhook_url = take_webhook(api, fields)
-        sources, rest = find_sources(model.inputs, Body(fields, body.files, body.typed))
-        given = rest if body.typed else parameters.from_form(model, rest)
-        resolved = parameters.resolve(model, given)
-        model.plan(resolved, until)
-        inputs = await _keep_inputs(api, seen_owner(request), model.inputs, sources)
+        return await submit_body(api, request, body)
+
+
+async def submit_body(api: Api, request: Request, body: Body) -> Job:
+    """Check what a request asks for, keep its files, and put the job in line."""
+    key = idempotency_key(request)
+    fields = dict(body.fields)
+    model = api.model(_model_name(request, fields))
+    until = parameters.take_text(fields, "until")
+    webhook_url = take_webhook(api, fields)
+    sources, rest = find_sources(model.inputs, Body(fields, body.files, body.typed))
+    given = rest if body.typed else parameters.from_form(model, rest)
+    resolved = parameters.resolve(model, given)
+    model.plan(resolved, until)
+    inputs = await _keep_inputs(api, seen_owner(request), model.inputs, sources)
     return await api.submit(
         request,
         Submission(
