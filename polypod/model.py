@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from polypod.errors import BadInput
 from polypod.image import Case, Image, Needs, Weights
 
-__all__ = ["Case", "Image", "Input", "Licence", "Model", "Needs", "Params", "Stage", "Weights"]
+__all__ = [
+    "Case",
+    "Image",
+    "Input",
+    "Licence",
+    "Model",
+    "Needs",
+    "Params",
+    "Setting",
+    "Stage",
+    "Weights",
+]
 
 
 class Params(BaseModel):
@@ -73,10 +84,26 @@ class Stage:
     """Seconds without a word and without CPU time after which the worker counts as hung."""
     when: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether a job with these resolved parameters runs the stage; None: always."""
+    lighter: str = ""
+    """What needs less memory, told when it runs out: presets and parameters, in a sentence."""
 
     @property
     def worker_name(self) -> str:
         return self.worker or self.slot
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What whoever runs the model may set in the environment; `load` gets it in its settings."""
+
+    name: str
+    env: tuple[str, ...]
+    """Variables; the first that is set counts."""
+    default: str = ""
+    """May name places, as the texts of `Image` do."""
+    description: str = ""
+    changes_results: bool = False
+    """What was kept under another value is not used again."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +144,35 @@ class Model:
     """Repository and commit of the upstream code, `owner/name@commit`; empty: ours."""
     image: Image = field(default_factory=Image)
     weights: Weights = field(default_factory=Weights)
+    settings: tuple[Setting, ...] = ()
+    devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """By slot, variables that name its device too; `POLYPOD_SLOT_<NAME>` goes before them."""
+    adapt: Callable[[Model], Model] | None = None
+    """Makes of the model what `chosen` leaves of it, such as fewer stages."""
+    chosen: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Values of the settings that differ from the defaults."""
+
+    def configured(self, environ: Mapping[str, str]) -> Model:
+        """The model as this environment wants it."""
+        given: dict[str, str] = {}
+        for setting in self.settings:
+            value = next((environ[name] for name in setting.env if environ.get(name)), "")
+            if value and value != setting.default:
+                given[setting.name] = value
+        model = replace(self, chosen=given)
+        return model.adapt(model) if model.adapt else model
+
+    def setting(self, name: str) -> str:
+        return self.chosen.get(name, next(s.default for s in self.settings if s.name == name))
+
+    def slot_devices(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """The devices that the model's own variables name, by slot; `cuda` is the first one."""
+        named: dict[str, str] = {}
+        for slot, names in self.devices.items():
+            device = next((environ[name] for name in names if environ.get(name)), "")
+            if device:
+                named[slot] = "cuda:0" if device == "cuda" else device
+        return named
 
     def stage(self, name: str) -> Stage:
         return next(s for s in self.stages if s.name == name)
@@ -197,6 +253,8 @@ class Model:
         made_of = {k: image[k] for k in ("python", "wheels", "checkouts", "compiled", "steps")}
         digest = hashlib.sha256(self.upstream.encode())
         digest.update(digest_of({"image": made_of, "weights": weights}).encode())
+        keyed = {s.name: self.setting(s.name) for s in self.settings if s.changes_results}
+        digest.update(digest_of(keyed).encode() if keyed else b"")
         for name in ("worker.py", "requirements.lock"):
             path = self.folder / name
             digest.update(b"\0" + (path.read_bytes() if path.exists() else b""))

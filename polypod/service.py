@@ -54,7 +54,10 @@ PATH = "polypod.path"
 def service(model: Model) -> Service[Any]:
     """The BentoML service of `model`; assign it to a variable of the calling module."""
     _never_track()
+    model = model.configured(os.environ)
     settings = _settings()
+    slots = {**model.slot_devices(os.environ), **settings.slots}
+    settings = settings.model_copy(update={"slots": slots})
     made = bentoml.service(
         name=model.name,
         description=model.summary,

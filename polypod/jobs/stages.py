@@ -287,7 +287,7 @@ class StageRunner:
     def task_failed(self, task: StageTask, error: JobError) -> None:
         live = self._of(task)
         if live:
-            self._run_for(live, self._fail(live, error))
+            self._run_for(live, self._fail(live, _with_lighter(error, live, task.stage)))
 
     def task_returned(self, job: str) -> None:
         live = self._queue.lives.get(job)
@@ -302,6 +302,7 @@ class StageRunner:
             return
         live.job = replace(live.job, worker_deaths=live.job.worker_deaths + 1)
         self._background.run(self._store.note_death(job, live.job.attempt, True))
+        error = _with_lighter(error, live, live.at)
         poison = live.job.worker_deaths >= WORKER_DEATHS
         self._run_for(live, self._fail(live, error) if poison else self._resume(live))
 
@@ -414,6 +415,14 @@ class StageRunner:
             await self._end_as_failed(live, _job_error(error))
 
         return self._background.run(work, failed)
+
+
+def _with_lighter(error: JobError, live: Live, stage: str) -> JobError:
+    """Out of memory: with what the stage's declaration knows to need less."""
+    lighter = next((s.lighter for s in live.model.stages if s.name == stage), "")
+    if error.code != "out_of_memory" or not lighter:
+        return error
+    return replace(error, hint=f"{lighter} Or use a device with more memory.")
 
 
 def _job_error(error: Exception) -> JobError:

@@ -14,14 +14,17 @@ import contextlib
 import errno
 import faulthandler
 import functools
+import gc
 import importlib
 import importlib.util
 import json
 import os
 import re
 import select
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -122,6 +125,7 @@ class Harness:
         self.channel.send("started", task=job.id, at=at)
         try:
             job.outputs.mkdir(parents=True, exist_ok=True)
+            free_gpu_memory()
             run(job.stage, state, job)
         except Cancelled:
             pass
@@ -132,6 +136,7 @@ class Harness:
             os._exit(1 if failure else 0)  # a process that upstream forked came back here
         BARS.job = None
         job.end()
+        job.clear()
         with self.changed:
             self.job = None
             if job.cancelled:
@@ -257,6 +262,30 @@ class Job:
         BARS.range(fraction, fraction if until is None else float(until))
         self.said = message or self.said
         self.move(fraction, self.said)
+
+    def count(self, function, total: int, low: float, high: float, message: str):
+        """`function`, with progress from `low` to `high` in `total` calls of it."""
+        calls = 0
+
+        def counted(*args, **kwargs):
+            nonlocal calls
+            self.progress(low + (high - low) * min(calls / total, 1.0), message)
+            calls += 1
+            return function(*args, **kwargs)
+
+        return counted
+
+    def scratch(self) -> Path:
+        """A folder that goes when the task ends, also for temporary files that upstream leaves."""
+        folder = self.outputs / "scratch"
+        folder.mkdir(exist_ok=True)
+        tempfile.tempdir = str(folder)
+        return folder
+
+    def clear(self) -> None:
+        if tempfile.tempdir == str(self.outputs / "scratch"):
+            tempfile.tempdir = None
+            shutil.rmtree(self.outputs / "scratch", ignore_errors=True)
 
     def move(self, fraction: float, message: object) -> None:
         """`message` becomes text when it is sent: most of a bar's steps are not."""
@@ -574,6 +603,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if names_of(error) & {"MemoryError", "OutOfMemoryError"}:
         return True
     return isinstance(error, Exception) and bool(OUT_OF_MEMORY.search(as_text(error)))
+
+
+def free_gpu_memory() -> None:
+    """Before a stage, what the last one left: to the device, where torch uses one."""
+    if on_gpu("is_initialized"):
+        gc.collect()
+        for step in ("synchronize", "empty_cache", "ipc_collect"):
+            on_gpu(step)
 
 
 def make_ahead(folder: Path) -> None:

@@ -246,6 +246,7 @@ class Pool:
                 "device": "cuda:0" if on_gpu else lane.device,
                 "src": str(home.src),
                 "weights": str(home.weights),
+                **{s.name: home.fill(model.setting(s.name)) for s in model.settings},
             },
             env=home.environment(model.image) | {"CUDA_VISIBLE_DEVICES": visible},
         )

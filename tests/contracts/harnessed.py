@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polypod.image import Home
 from polypod.jobs.job import JobError
 from polypod.model import Model, Stage
 from polypod.workers.worker import (
@@ -92,13 +93,19 @@ class Harnessed:
     async def _worker(self, name: str) -> Worker:
         worker = self.workers.get(name)
         if worker is None or not worker.alive:
+            home, model = Home(self.folder), self.model
             spec = WorkerSpec(
-                model=self.model.name,
+                model=model.name,
                 name=name,
                 python=sys.executable,
-                code=self.model.folder / "worker.py",
-                settings={"device": "cpu" if name == "cpu" else "cuda:0"},
-                env=self.env,
+                code=model.folder / "worker.py",
+                settings={
+                    "device": "cpu" if name == "cpu" else "cuda:0",
+                    "src": str(home.src),
+                    "weights": str(home.weights),
+                    **{s.name: home.fill(model.setting(s.name)) for s in model.settings},
+                },
+                env=home.environment(model.image) | self.env,
             )
             worker = self.workers[name] = Worker(spec, self._hear, self.folder / "pids")
             await worker.start()

@@ -152,6 +152,15 @@ def draw(*shape: int) -> Tensor:
     return Tensor(numbers.astype(np.float32), "cuda")
 
 
+class Generator:
+    def __init__(self, device: Any = "cpu") -> None:
+        self.device, self.seed = device, 0
+
+    def manual_seed(self, seed: int) -> Generator:
+        self.seed = seed
+        return self
+
+
 class Nothing:
     """A context or decorator without effect: `no_grad`, `inference_mode`, `autocast`."""
 

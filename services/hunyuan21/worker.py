@@ -1,0 +1,251 @@
+"""Hunyuan3D-2.1: cut-out, shape, four views of it, PBR paint, export.
+
+Upstream's code is called where it lies; files and lines are of the commit that model.py pins.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import types
+from pathlib import Path
+
+SUBFOLDER = "hunyuan3d-dit-v2-1"
+FAINT = 10  # alpha below this is rembg's haze; upstream's crop takes all above 0 for the object
+FILL = 0.85  # of the square, as preprocessors.py:109 crops
+REMESHED = 40_000  # faces to which upstream's remeshing cuts a mesh (simplify_mesh_utils.py:23)
+VIEWS = (0, 90, 180, 270)  # degrees: front (+z), right (+x), back, left
+
+
+class BadInput(Exception):
+    """The picture cannot be used."""
+
+    hint = "Send a picture of one whole object, one with a transparent background, or a `mask`."
+
+
+class NoSurface(Exception):
+    """The field that the model made has no surface (upstream gives None then)."""
+
+    hint = "Try another seed, or a picture that shows one whole object from the front."
+
+
+class NotInstalled(Exception):
+    """Code or weights are not where they should be, or an extension is of another Python."""
+
+    hint = "Run `polypod doctor`; building the image, or `polypod setup hunyuan21`, puts it there."
+
+
+def load(worker: str, settings: dict):
+    if worker == "cpu":
+        return load_cutter(settings)
+    root = Path(settings["hunyuan_path"])
+    require(root / "hy3dshape" / "hy3dshape" / "pipelines.py")
+    sys.path[:0] = [str(root / "hy3dshape"), str(root / "hy3dpaint"), str(root)]
+    repo, subfolder = split_model_path(settings["model_path"])
+    if worker == "geometry":
+        return load_shape(repo, subfolder, settings["device"])
+    checkpoints = Path(settings["ckpt_dir"] or root / "ckpt")
+    return load_paint(root / "hy3dpaint", repo, checkpoints / "RealESRGAN_x4plus.pth")
+
+
+def run(stage: str, state, job) -> None:
+    stages = {"cutout": cutout, "shape": shape, "views": views, "paint": paint, "export": export}
+    stages[stage](state, job)
+
+
+def load_cutter(settings: dict):
+    """What removes a background; its network is read when a picture first needs it."""
+    name, home = settings["rembg_model"], Path(os.getenv("U2NET_HOME", "~/.u2net")).expanduser()
+    sessions: list = []
+
+    def cut(picture):
+        from rembg import new_session, remove
+
+        if not sessions:
+            require(home / f"{name}.onnx")
+            sessions.append(new_session(name))
+        return remove(picture, session=sessions[0], bgcolor=(255, 255, 255, 0))
+
+    return cut
+
+
+def cutout(cut, job) -> None:
+    """image, mask -> input.png: the object in a transparent square, as upstream would crop it."""
+    from PIL import Image
+
+    picture = Image.open(job.inputs["image"])
+    cut_already = "A" in picture.getbands() and picture.getchannel("A").getextrema()[0] < 250
+    picture = picture.convert("RGBA")
+    if "mask" in job.inputs:
+        mask = Image.open(job.inputs["mask"])
+        by_alpha = "A" in mask.getbands() and mask.getchannel("A").getextrema()[0] < 250
+        mask = mask.getchannel("A") if by_alpha else mask.convert("L")
+        picture.putalpha(mask.resize(picture.size))
+    elif job.params.remove_background and not cut_already:
+        job.progress(0.1, "Removing the background")
+        picture = cut(picture.convert("RGB"))
+    picture.putalpha(picture.getchannel("A").point(lambda alpha: alpha if alpha >= FAINT else 0))
+    box = picture.getchannel("A").getbbox()
+    if box is None or min(box[2] - box[0], box[3] - box[1]) < 16:
+        raise BadInput("No object was found in the picture, or it is smaller than 16 pixels.")
+    picture = picture.crop(box)
+    side = round(max(picture.size) / FILL)
+    square = Image.new("RGBA", (side, side), (255, 255, 255, 0))
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    square.save(job.outputs / "input.png")
+
+
+def load_shape(repo: str, subfolder: str, device: str):
+    folder = Path(os.getenv("HY3DGEN_MODELS", "~/.cache/hy3dgen")).expanduser() / repo / subfolder
+    require(folder / "config.yaml", folder / "model.fp16.ckpt")
+    from hy3dshape.pipelines import Hunyuan3DDiTFlowMatchingPipeline as Pipeline
+
+    return Pipeline.from_pretrained(repo, device=device, subfolder=subfolder)
+
+
+def shape(pipeline, job) -> None:
+    """input.png -> shape.glb: without colours; Y up, front +Z, within -1.01 to 1.01."""
+    import torch
+    from hy3dshape.postprocessors import DegenerateFaceRemover, FloaterRemover
+    from PIL import Image
+
+    job.progress(0.02, "Shaping", until=0.9)  # upstream's two bars fill this
+    mesh = pipeline(
+        image=Image.open(job.inputs["input.png"]),
+        num_inference_steps=job.params.num_inference_steps,
+        guidance_scale=job.params.guidance_scale,
+        generator=torch.Generator().manual_seed(job.params.seed),
+        octree_resolution=job.params.octree_resolution,
+        mc_level=job.params.mc_level,
+        num_chunks=job.params.num_chunks,
+        output_type="trimesh",
+    )[0]
+    if mesh is None or len(mesh.faces) == 0:
+        raise NoSurface("The model found no surface in this picture.")
+    if job.params.remove_floaters:
+        job.progress(0.9, "Removing floaters")
+        job.scratch()
+        mesh = DegenerateFaceRemover()(FloaterRemover()(mesh))
+    mesh.export(str(job.outputs / "shape.glb"), include_normals=True)
+
+
+def views(state, job) -> None:
+    """shape.glb -> view_0.png to view_3.png: rays cast in parallel, slightly from above."""
+    import numpy as np
+    import open3d
+    import trimesh
+    from PIL import Image
+
+    mesh = trimesh.load(str(job.inputs["shape.glb"]), force="mesh")
+    tensor, scene = open3d.core.Tensor, open3d.t.geometry.RaycastingScene()
+    corners = tensor(np.asarray(mesh.vertices, np.float32))
+    scene.add_triangles(corners, tensor(np.asarray(mesh.faces, np.uint32)))
+    middle, reach = mesh.bounds.mean(0), np.linalg.norm(mesh.extents) / 2 * 1.05
+    across = ((np.arange(1024) + 0.5) / 512 - 1) * reach
+    for number, degrees in enumerate(VIEWS):
+        job.progress(number / len(VIEWS), f"View {number + 1} of {len(VIEWS)}")
+        turn, lift = np.radians([degrees, 10])
+        right = np.array([np.cos(turn), 0, -np.sin(turn)])
+        back = np.array([np.sin(turn) * np.cos(lift), np.sin(lift), np.cos(turn) * np.cos(lift)])
+        up = np.cross(back, right)
+        eyes = middle + 2 * reach * back + across[:, None] * right - across[:, None, None] * up
+        rays = np.concatenate([eyes, np.broadcast_to(-back, eyes.shape)], 2)
+        hits = scene.cast_rays(tensor(rays.astype(np.float32)))
+        light = np.abs(hits["primitive_normals"].numpy() @ (0.8 * back + 0.5 * up - 0.3 * right))
+        grey = np.where(np.isfinite(hits["t_hit"].numpy()), 60 + 150 * light, 243).clip(0, 255)
+        picture = Image.fromarray(grey.astype(np.uint8)).convert("RGB").resize((512, 512))
+        picture.save(job.outputs / f"view_{number}.png")
+
+
+def load_paint(folder: Path, repo: str, enlarger: Path):
+    require(enlarger)
+    sys.modules.setdefault("bpy", types.ModuleType("bpy"))  # for upstream's GLB writer alone
+    from torchvision_fix import apply_fix
+
+    apply_fix()  # basicsr imports a module that torchvision no longer has
+    import custom_rasterizer
+    from DifferentiableRenderer import MeshRender
+    from textureGenPipeline import Hunyuan3DPaintConfig, Hunyuan3DPaintPipeline
+
+    for module, name in ((custom_rasterizer, "rasterize"), (MeshRender, "meshVerticeInpaint")):
+        if not hasattr(module, name):  # upstream would go on, and fail in the middle of a job
+            raise NotInstalled(f"{module.__name__} has no {name}: it is not compiled.")
+    config = Hunyuan3DPaintConfig(max_num_view=8, resolution=768)
+    config.multiview_cfg_path = str(folder / "cfgs" / "hunyuan-paint-pbr.yaml")
+    config.custom_pipeline = str(folder / "hunyuanpaintpbr")
+    config.realesrgan_ckpt_path = str(enlarger)
+    if not Path(repo).is_absolute():  # upstream reads this one from Hugging Face's cache alone
+        config.multiview_pretrained_path = repo
+    try:
+        pipeline = Hunyuan3DPaintPipeline(config)
+    except OSError as error:  # what the cache says, offline, of a file that it has not
+        raise NotInstalled(f"The paint model cannot be read: {error}") from error
+    return pipeline, pipeline.models["super_model"]
+
+
+def paint(state, job) -> None:
+    """shape.glb, input.png -> textured.obj and its albedo, metallic and roughness, 2048 square."""
+    import trimesh
+    from hy3dshape.postprocessors import FaceReducer
+    from PIL import Image
+
+    (pipeline, enlarge), folder = state, job.scratch()
+    pipeline.config.max_selected_view_num = job.params.max_num_view  # both are read at each call
+    pipeline.config.resolution = job.params.view_resolution
+    pipeline.models["super_model"] = job.count(
+        enlarge, 2 * job.params.max_num_view, 0.5, 0.8, "Enlarging the views"
+    )
+    job.progress(0.01, "Reducing the mesh")
+    mesh = trimesh.load(str(job.inputs["shape.glb"]), force="mesh")
+    mesh = FaceReducer()(mesh, max_facenum=job.params.face_count)
+    mesh.export(str(folder / "white_mesh.obj"))
+    job.progress(0.05, "Painting the views", until=0.5)  # its bar: 15 steps
+    pipeline(
+        mesh_path=str(folder / "white_mesh.obj"),
+        image_path=Image.open(job.inputs["input.png"]),
+        output_mesh_path=str(folder / "textured.obj"),
+        use_remesh=job.params.face_count <= REMESHED,
+        save_glb=False,
+    )
+    for made, kept in (("", "albedo"), ("_metallic", "metallic"), ("_roughness", "roughness")):
+        shutil.move(str(folder / f"textured{made}.jpg"), str(job.outputs / f"{kept}.jpg"))
+    shutil.move(str(folder / "textured.obj"), str(job.outputs / "textured.obj"))
+
+
+def export(state, job) -> None:
+    """-> model.glb: the painted mesh with smooth normals, or the shape as it is."""
+    if "textured.obj" not in job.inputs:
+        shutil.copyfile(job.inputs["shape.glb"], job.outputs / "model.glb")
+        return
+    import numpy as np
+    import trimesh
+    from PIL import Image
+
+    mesh = trimesh.load(str(job.inputs["textured.obj"]), process=False, force="mesh")
+    _, first, same = np.unique(mesh.vertices, axis=0, return_index=True, return_inverse=True)
+    whole = trimesh.Trimesh(mesh.vertices[first], same[mesh.faces], process=False)
+    mesh.vertex_normals = whole.vertex_normals[same]  # a seam of the texture is no edge
+    metallic, roughness = (Image.open(job.inputs[f"{n}.jpg"]) for n in ("metallic", "roughness"))
+    white = Image.new("L", metallic.size, 255)
+    mesh.visual.material = trimesh.visual.material.PBRMaterial(
+        baseColorTexture=Image.open(job.inputs["albedo.jpg"]).convert("RGB"),
+        metallicRoughnessTexture=Image.merge("RGB", (white, roughness, metallic)),
+        metallicFactor=1.0,
+        roughnessFactor=1.0,
+    )
+    mesh.export(str(job.outputs / "model.glb"), include_normals=True)
+
+
+def split_model_path(path: str) -> tuple[str, str]:
+    """Repository or folder, and the shape model's subfolder, which REPO/SUBFOLDER may name."""
+    head, _, last = path.rstrip("/").rpartition("/")
+    if Path(path).is_absolute():
+        return (head, last) if Path(path, "config.yaml").is_file() else (path, SUBFOLDER)
+    return (head, last) if "/" in head else (path, SUBFOLDER)
+
+
+def require(*files: Path) -> None:
+    for file in files:
+        if not file.is_file():
+            raise NotInstalled(f"{file.parent.name}/{file.name} is not there.")
