@@ -85,9 +85,10 @@ def _stage(card: Mapping[str, Any]) -> Stage:
 
 def _params(name: str, schema: Mapping[str, Any]) -> type[Params]:
     fields: dict[str, Any] = {
-        key: (_type(value), _field(value))
+        # which formats and presets there are is checked by `Model.resolve`
+        key: (str if key == "output_format" else _type(value), _field(value))
         for key, value in schema["properties"].items()
-        if key not in ("output_format", "preset")  # `Model.resolve` checks these itself
+        if key != "preset"
     }
     return create_model(f"{name}_params", __base__=Params, **fields)
 

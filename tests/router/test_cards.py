@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks.models.stub.model import MODEL as NO_MESH
 from polypod.errors import BadInput
 from polypod.router.cards import model_of
 from services.inflate.model import MODEL as INFLATE
@@ -29,6 +30,12 @@ def test_a_card_says_all_that_a_request_needs(model):
         assert known.resolve(given) == model.resolve(given)
     assert known.result_name(known.resolve({})) == "model.glb"
     assert [s.name for s in known.plan(known.resolve({}))] == [s.name for s in model.stages]
+
+
+def test_a_model_may_write_by_default_what_is_no_glb():
+    known = over_the_wire(NO_MESH)
+    assert known.resolve({}) == NO_MESH.resolve({})
+    assert known.result_name(known.resolve({})) == "model.bin"
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
