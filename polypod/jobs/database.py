@@ -22,6 +22,15 @@ BUSY_TIMEOUT_S = 10.0
 """How long a writer waits for another process's transaction."""
 HANG_S = 4.0
 """When PostgreSQL ends a transaction that does not go on: sooner than a router's lease."""
+CONNECTION: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+    "application_name": "polypod",
+}
+"""Of PostgreSQL: a connection whose other end is gone is noticed within about ten seconds."""
 
 _WRITE_LOCK = 0x706F6C79706F64  # "polypod"
 _NETWORK = frozenset(
@@ -140,14 +149,7 @@ def _pragmas() -> list[str]:
 
 
 def _postgresql(url: URL, readers: int) -> tuple[Engine, Engine]:
-    args: dict[str, Any] = {
-        "connect_timeout": 5,
-        "keepalives_idle": 5,
-        "keepalives_interval": 2,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 10_000,
-        "application_name": "polypod",
-    }
+    args = CONNECTION
     writing = create_engine(url, pool_size=1, connect_args=args, json_serializer=to_json)
     reading = create_engine(url, pool_size=readers, connect_args=args, isolation_level="AUTOCOMMIT")
     wait_ms = int(BUSY_TIMEOUT_S * 1000)

@@ -40,6 +40,12 @@ class Queue:
             self._leave_line(live)
             self._processing.pop(live.job.id, None)
 
+    def clear(self) -> None:
+        self.lives.clear()
+        self._queued.clear()
+        self._processing.clear()
+        self._heaps.clear()
+
     def _leave_line(self, live: Live) -> None:
         index = bisect_left(self._queued, live.order)
         if index < len(self._queued) and self._queued[index] == live.order:

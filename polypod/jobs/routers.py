@@ -35,7 +35,7 @@ from polypod.access.records import Read, Write
 from polypod.jobs import statements as sql
 from polypod.jobs import writer
 from polypod.jobs.job import Job
-from polypod.jobs.tables import news, routers
+from polypod.jobs.tables import endpoints, news, routers
 
 LEASE_S = 8.0
 """How long a router may be silent before another takes over what it leads."""
@@ -43,8 +43,10 @@ NEWS_KEPT_S = 120.0
 CHANNEL = "polypod"
 """Where PostgreSQL says that there is news; the payload is the router that tells it."""
 
-NEW, ENDED, JOINED, LEFT, LEADS = "new", "ended", "joined", "left", "leads"
-"""Kinds of news that transactions tell: about a job, or about the router itself."""
+NEW, ENDED = "new", "ended"
+JOINED, LEFT, LEADS = "joined", "left", "leads"
+REGISTERED, REMOVED = "registered", "removed"
+"""Kinds of news that transactions tell: about a job, the router itself, or an endpoint."""
 
 _now = literal_column("extract(epoch from clock_timestamp())::double precision", Double)
 _me: BindParameter[Any] = bindparam("me")
@@ -81,6 +83,9 @@ NEWS = (
     .order_by(news.c.id)
     .limit(literal(500))
 )
+ENDPOINTS = select(endpoints.c.id, endpoints.c.url, endpoints.c.api_key)
+INSERT_ENDPOINT = insert(endpoints)
+FORGET_ENDPOINT = delete(endpoints).where(endpoints.c.id == bindparam("of_id"))
 FORGET_NEWS = delete(news).where(news.c.at < _now - NEWS_KEPT_S)
 
 
@@ -214,6 +219,37 @@ class Routers:
             connection.execute(FORGET_NEWS)
 
         await self._write(work)
+
+    # --- endpoints that were registered at one of them
+
+    async def endpoints(self) -> list[tuple[str, str, str]]:
+        """Id, URL and API key of each."""
+
+        def question(connection: Connection) -> list[tuple[str, str, str]]:
+            return [(row.id, row.url, row.api_key) for row in connection.execute(ENDPOINTS)]
+
+        return await self._read(question)
+
+    async def keep_endpoint(self, id_: str, url: str, api_key: str) -> None:
+        """In place of an earlier one of the id."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(FORGET_ENDPOINT, {"of_id": id_})
+            connection.execute(INSERT_ENDPOINT, {"id": id_, "url": url, "api_key": api_key})
+            self.note(connection, REGISTERED, id_)
+
+        await self._write(work)
+
+    async def forget_endpoint(self, id_: str) -> None:
+        """Also told of one that was not registered: all are to drain it."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(FORGET_ENDPOINT, {"of_id": id_})
+            self.note(connection, REMOVED, id_)
+
+        await self._write(work)
+
+    # --- their jobs
 
     async def unfinished(self) -> list[Job]:
         """Every unfinished job, oldest first."""
