@@ -6,6 +6,7 @@ Every `Problem` becomes one HTTP answer (RFC 9457) and one line in the CLI: what
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import Any, ClassVar
 
@@ -93,7 +94,16 @@ class Unavailable(Problem):
     status = 503
 
 
+class DiskFull(Unavailable):
+    """There is no room for what must be kept."""
+
+
 class Timeout(Problem):
     """The answer did not come in time; the job goes on."""
 
     status = 504
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the operating system says so: no room left, or none for this user."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import logging
 import re
@@ -23,7 +22,16 @@ from starlette.types import Receive, Scope, Send
 from polypod.access.keyring import Keyring
 from polypod.access.keys import ADMIN, ANY, Key
 from polypod.api.problems import internal_error, problem_response
-from polypod.errors import BadRequest, Forbidden, NotFound, Problem, Unauthorized, Unavailable
+from polypod.errors import (
+    BadRequest,
+    DiskFull,
+    Forbidden,
+    NotFound,
+    Problem,
+    Unauthorized,
+    Unavailable,
+    is_disk_full,
+)
 from polypod.jobs.describe import with_urls
 from polypod.jobs.events import Event
 from polypod.jobs.job import Job
@@ -205,11 +213,9 @@ def _check_scope(request: Request, scope: str) -> None:
 
 
 def _unexpected(error: Exception, scope: Scope) -> Response:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         log.error("%s %s: disk full: %s", scope["method"], scope["path"], error)
-        return problem_response(
-            Unavailable("The disk is full.", "Try again later.", retry_after_s=60)
-        )
+        return problem_response(DiskFull("The disk is full.", "Try again later.", retry_after_s=60))
     log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
     return internal_error()
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -17,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 
-from polypod.errors import Unavailable
+from polypod.errors import DiskFull, is_disk_full
 from polypod.jobs.job import FileRef
 
 MEDIA_TYPES = {
@@ -276,9 +275,9 @@ def _disk_full_explained() -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
-        raise Unavailable(
+        raise DiskFull(
             "The disk is full, so the file could not be kept.",
             "Try again later. Who runs this server: free some space in the data folder's disk or"
             " lower POLYPOD_DISK_BUDGET_BYTES.",

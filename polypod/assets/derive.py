@@ -20,7 +20,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from polypod import child
-from polypod.errors import BadInput, Problem, TooLarge, Unavailable
+from polypod.errors import BadInput, DiskFull, Problem, TooLarge, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def _result(answer: bytes, words: bytes, status: int | None, memory: int) -> Any
             "Choose a result with fewer triangles or smaller textures.",
         )
     if error == "disk_full":
-        raise Unavailable("The disk is full, so the file could not be made.", "Try again later.")
+        raise DiskFull("The disk is full, so the file could not be made.", "Try again later.")
     if error == "died":
         raise Unavailable(
             "The process that makes this file was ended, most likely for want of memory.",

@@ -244,10 +244,13 @@ class Engine:
         )
 
     async def cancel(self, job: Job) -> Job:
-        """End the job as cancelled unless it has ended; its worker stops within its grace."""
+        """End the job as cancelled unless it has ended; its worker stops within its grace.
+
+        Raises Unavailable where that cannot be kept now: the job goes on.
+        """
         live = self.queue.lives.get(job.id)
         if live:
-            await self.finish(live, "cancelled")
+            await self._try_to_end(live, _as_ended(live, "cancelled"))
         return await self.job(job.id, None)
 
     async def delete(self, job: Job) -> Job | None:
@@ -346,9 +349,21 @@ class Engine:
             self.events.publish(live.job.id, "asset", describe_asset(live.job, asset))
 
     async def finish(self, live: Live, status: Status, error: JobError | None = None) -> bool:
-        """End the job; the first committed end wins, and only it is told. False: another did."""
-        job = replace(live.view(), status=status, error=error, finished_at=time.time())
-        if not await self._commit_end(job):
+        """End the job; the first committed end wins, and only it is told. False: another did.
+
+        Tried until the disk or the database takes it.
+        """
+        job, wait = _as_ended(live, status, error), 0.5
+        while True:
+            try:
+                return await self._try_to_end(live, job)
+            except Unavailable as problem:
+                log.error("job %s cannot be ended now: %s", job.id, problem)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, 10)
+
+    async def _try_to_end(self, live: Live, job: Job) -> bool:
+        if not await self.store.finish(job):
             return False
         live.job, live.ended = job, True
         self.webhooks.wake()
@@ -359,20 +374,9 @@ class Engine:
         self.runner.drop(live)
         self.events.publish(job.id, "status", self.describe(job))
         self._line_moved()
-        if status == "completed":
+        if job.status == "completed":
             self.derived.prepare(job, live.model)
         return True
-
-    async def _commit_end(self, job: Job) -> bool:
-        """Whether this end was the first; tried until the disk or database takes it."""
-        wait = 0.5
-        while True:
-            try:
-                return await self.store.finish(job)
-            except Unavailable as problem:
-                log.error("job %s cannot be ended now: %s", job.id, problem)
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, 10)
 
     def _made(self, job: Job, assets: list[Asset], facts: Mapping[str, Any]) -> None:
         """Assets were derived from the job's result, after its end."""
@@ -408,3 +412,7 @@ class Engine:
             live = self.queue.lives.get(job_id)
             if live and live.job.status == "queued":
                 self.moved(live)
+
+
+def _as_ended(live: Live, status: Status, error: JobError | None = None) -> Job:
+    return replace(live.view(), status=status, error=error, finished_at=time.time())

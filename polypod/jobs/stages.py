@@ -6,7 +6,6 @@ What decides is elsewhere (`schedule`, `live`); what blocks goes to threads and 
 from __future__ import annotations
 
 import asyncio
-import errno
 import shutil
 import time
 from collections import defaultdict
@@ -427,9 +426,7 @@ def _with_lighter(error: JobError, live: Live, stage: str) -> JobError:
 
 def _job_error(error: Exception) -> JobError:
     if isinstance(error, Problem):
-        why = error.__cause__
-        full = isinstance(why, OSError) and why.errno in (errno.ENOSPC, errno.EDQUOT)
-        return JobError("disk_full" if full else error.code(), error.message, error.hint)
+        return JobError(error.code(), error.message, error.hint)
     if isinstance(error, publish.MissingOutput):
         return JobError(
             "upstream_failure", f"The model left no {error}.", "Report this with the picture."

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from polypod.errors import Problem, Unavailable
+from polypod.errors import DiskFull, Problem, Unavailable
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -28,10 +28,6 @@ LARGEST_BATCH = 256
 IDLE_S = 0.1
 TIDY_AFTER = 100
 """Items after which the next idle moment is used for `when_idle`."""
-
-
-class DiskFull(Unavailable):
-    """There is no room for what must be kept."""
 
 
 @dataclass(frozen=True)

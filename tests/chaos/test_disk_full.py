@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.bento import wait_until
@@ -94,6 +95,29 @@ def test_what_the_store_cannot_commit_is_refused_and_what_it_could_is_done_later
     assert_goes_on(running, disk, seed=8)
 
 
+def test_a_cancel_that_cannot_be_kept_is_refused_in_words_and_the_job_goes_on(
+    running: Server, disk: SmallDisk
+) -> None:
+    """As above, jobs with a kept picture fill the database's log first."""
+    completed(running, submit(running, seed=20))
+    jobs = [submit(running, seed=20, seconds=3, steps=2)]
+    jobs += [submit(running, seed=20, seconds=0, steps=steps) for steps in range(3, 13)]
+    with disk.full():
+        more = (generate(running, seed=20, seconds=0, steps=steps) for steps in range(13, 90))
+        assert next(answer for answer in more if answer.is_error).status_code == 503
+        refused = next(answer for job in jobs if (answer := cancel(running, job)).is_error)
+        assert refused.status_code == 503
+        assert refused.json()["code"] == "disk_full"
+        assert refused.json()["hint"]
+        assert int(refused.headers["retry-after"]) > 0
+        assert running.is_healthy()
+    for job in jobs:
+        cancel(running, job)
+    for job in jobs:
+        assert ended(running, job)["status"] in ("cancelled", "completed")
+    assert_goes_on(running, disk, seed=99)
+
+
 def test_a_server_that_was_killed_as_its_job_filled_the_disk_starts_again(
     running: Server, disk: SmallDisk
 ) -> None:
@@ -112,6 +136,10 @@ def completed(running: Server, job: str) -> dict[str, Any]:
     assert shown["status"] == "completed", shown["error"]
     wait_until(lambda: running.http.get(f"/job/{job}/result/view_3.png").status_code == 200, 30)
     return shown
+
+
+def cancel(running: Server, job: str) -> httpx.Response:
+    return running.http.post(f"/job/{job}/cancel")
 
 
 def assert_says_disk_full(shown: dict[str, Any]) -> None:

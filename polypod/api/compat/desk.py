@@ -73,9 +73,8 @@ class Desk:
             await asyncio.sleep(TICK_S)
 
     async def _forget(self, live: Live) -> None:
-        job = await self._engine.cancel(live.job)
-        if job.status == "cancelled":  # else it ended by itself just now
-            await self._engine.delete(job)
+        if await self._engine.finish(live, "cancelled"):  # else it ended by itself just now
+            await self._engine.delete(live.job)
 
     async def _time_out(self, live: Live, policy: Policy) -> None:
         error = JobError(

@@ -133,8 +133,9 @@ async def purge_queue(api: Api, request: Request) -> Response:
     others = sum(live.job.owner != owner_of(request) for live in waiting)
     if others:
         await api.note(request, "queue purged", f"{others} jobs of others, model {model.name}")
-    ends = (api.engine.finish(live, "cancelled") for live in waiting)
-    return _json({"removed": sum(await asyncio.gather(*ends)), "status": "completed"})
+    ended = await asyncio.gather(*(api.engine.cancel(live.job) for live in waiting))
+    removed = sum(job.status == "cancelled" for job in ended)
+    return _json({"removed": removed, "status": "completed"})
 
 
 async def health(api: Api, request: Request) -> Response:
