@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import socket
 import threading
 from pathlib import Path
 
 import httpx
 
+from polypod.lifetime import bound_socket
 from tests.bento import ROOT, Server, all_gone, bentoml_serve, is_free, wait_until
 
 STUB = "tests.stub_service:Stub"
@@ -83,3 +86,20 @@ def test_a_killed_api_process_is_replaced_without_bentomls_own_check(tmp_path: P
         server.wait_ready()
         assert server.api().pid != old.pid
         assert server.http.get("/health").json()["store_id"] == store
+
+
+def test_small_answers_are_not_held_back_for_more() -> None:
+    async def connected() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            found.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listening = bound_socket("127.0.0.1", 0)
+        async with await asyncio.start_server(accept, sock=listening):
+            await asyncio.open_connection(*listening.getsockname())
+            return await asyncio.wait_for(found, 30)
+
+    assert asyncio.run(connected())
