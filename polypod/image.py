@@ -140,14 +140,14 @@ class Step:
 class Image:
     """What an image holds below the weights. The default is the CPU base, and nothing else."""
 
-    python: str = "3.11"
-    """Upstream's Python."""
+    python: str = ""
+    """Upstream's Python (`3.10`); empty: no environment of its own, the serving one runs it."""
     base: str = CPU_BASE
     """`nvidia/cuda:12.1.1-cudnn8-devel-ubuntu22.04`."""
     base_digest: str = ""
     """`sha256:...` of the base, where it is known."""
     packages: tuple[str, ...] = ()
-    """System packages of the base's distribution; git, a compiler and tini are always there."""
+    """System packages of the base's distribution; git, ninja and a C++ compiler are there too."""
     wheels: tuple[Wheels, ...] = ()
     checkouts: tuple[Checkout, ...] = ()
     compiled: tuple[Compiled, ...] = ()

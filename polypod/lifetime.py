@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polypod.access.kept import keys_were_made
 from polypod.api.problems import problem_response
+from polypod.command import typed
 from polypod.errors import Forbidden, Problem, Unavailable
 from polypod.settings import Settings
 
@@ -131,8 +132,23 @@ def check_address(settings: Settings) -> None:
         return
     raise Forbidden(
         f"Not listening on {settings.host} without API keys: anyone who reaches it could use it.",
-        "Make a key with `polypod keys create NAME`, or set POLYPOD_API_KEYS to one or more keys, "
-        "or POLYPOD_AUTH=off to serve anyone, or listen on 127.0.0.1.",
+        _docker_lines(settings)
+        or f"Make a key with `{typed('keys create NAME')}`, or set POLYPOD_API_KEYS to one or more "
+        "keys, or POLYPOD_AUTH=off to serve anyone, or listen on 127.0.0.1.",
+    )
+
+
+def _docker_lines(settings: Settings) -> str:
+    """How the image is started: with a key, or without one for this machine alone."""
+    if not settings.image:
+        return ""
+    gpus = "--gpus all " if "NVIDIA_VISIBLE_DEVICES" in os.environ else ""
+    run, inside = f"docker run {gpus}-v polypod:/data", settings.port
+    return (
+        "Start it with a key, which its users then send as X-API-Key:\n"
+        f"  {run} -p 8000:{inside} -e POLYPOD_API_KEYS=YOUR_KEY {settings.image}\n"
+        "or without one, for this machine alone:\n"
+        f"  {run} -p 127.0.0.1:8000:{inside} -e POLYPOD_AUTH=off {settings.image}"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 import polypod
+from polypod.cli import building
 
 app = typer.Typer(
     name="polypod",
@@ -126,7 +127,9 @@ def generate(
 @app.command(rich_help_panel="Make 3D models", epilog="Example: [bold]polypod run photo.jpg[/bold]")
 def run(
     photo: Annotated[str, typer.Argument(metavar="PHOTO", help="A file.", show_default=False)],
-    model: Annotated[str, typer.Option("--model", "-m", help="One of services/.")] = "inflate",
+    model: Annotated[
+        str, typer.Option("--model", "-m", envvar="POLYPOD_MODEL", help="One of services/.")
+    ] = "inflate",
     out: Out = Path("out"),
     preset: Preset = "",
     param: Param = None,
@@ -144,7 +147,9 @@ def run(
 
 @app.command(rich_help_panel="Run a service", epilog="Example: [bold]polypod serve inflate[/bold]")
 def serve(
-    model: Annotated[str, typer.Argument(help="One of services/.")] = "inflate",
+    model: Annotated[
+        str, typer.Argument(envvar="POLYPOD_MODEL", help="One of services/.")
+    ] = "inflate",
     host: Annotated[
         str, typer.Option(help="Any but loopback needs POLYPOD_API_KEYS.", show_default="127.0.0.1")
     ] = "",
@@ -429,3 +434,6 @@ def settings(as_json: AsJson = False) -> None:
     from polypod.cli.settings import show_settings
 
     raise typer.Exit(show_settings(as_json))
+
+
+building.register(app)

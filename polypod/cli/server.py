@@ -20,7 +20,8 @@ from polypod.model import nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 """Where `services/` is."""
-READY_S = 120.0
+READY_S = 1200.0
+"""Large models load for minutes; what cannot load says so long before."""
 STOP_S = 15.0
 """BentoML's own way down; then the rest is killed."""
 LOG_LINES = 15

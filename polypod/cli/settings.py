@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -88,7 +89,7 @@ def _default(name: str, field: FieldInfo) -> Any:
     if field.default_factory is not None:
         return {}
     value = field.get_default()
-    return value.absolute() if name == "data" else value
+    return value.expanduser().absolute() if isinstance(value, Path) else value
 
 
 def _shown(name: str, value: Any) -> str:

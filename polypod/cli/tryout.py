@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shlex
 import tempfile
 import time
 from collections.abc import Mapping
@@ -12,12 +14,14 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from polypod.build.declared import declaration
 from polypod.cli.batch import Item, Order, make, unique_names
 from polypod.cli.generate import report
 from polypod.cli.given import check_source
 from polypod.cli.output import guarded, is_terminal, result_console, talk_console
 from polypod.cli.server import bento_command, running_service
 from polypod.client import Unreachable
+from polypod.command import typed
 
 PATIENCE_S = 10.0
 """Our own service, if it ends, does not come back."""
@@ -45,7 +49,7 @@ def _run(order: Order, item: Item, data: Path | None) -> int:
                 raise
     status = report(order, [item])
     if status == 0:
-        _tell_next(item, order, time.monotonic() - begun)
+        _tell_next(item, order, list(declaration(order.model).presets), time.monotonic() - begun)
     return status
 
 
@@ -59,16 +63,25 @@ def _say_waiting(model: str, wait: Any) -> None:
         wait()
 
 
-def _tell_next(item: Item, order: Order, seconds: float) -> None:
+def _tell_next(item: Item, order: Order, presets: list[str], seconds: float) -> None:
     out = result_console()
     result = item.files.get("result")
     out.print(f"\nDone in {seconds:.1f} s; the service is stopped. What to try next:")
+    image = os.environ.get("POLYPOD_IMAGE")
+    keep = (
+        f"docker run -p 127.0.0.1:8000:8000 -e POLYPOD_AUTH=off {image}" if image else "make serve"
+    )
+    finer = next((p for p in reversed(presets) if p not in ("", order.params.get("preset"))), "")
     steps = (
         (f"open {result}", "look at it, in any viewer of 3D models"),
-        (f"polypod run {item.source} --preset high", "finer"),
-        ("make serve", "keep the service at http://127.0.0.1:8000, then:"),
-        ("polypod generate YOUR_PHOTO.jpg", "your own pictures, many at once"),
-        ("polypod models inflate", "what it can be told"),
+        *(
+            [(typed(f"run {shlex.quote(str(item.source))} --preset {finer}"), "another preset")]
+            if finer
+            else []
+        ),
+        (keep, "keep the service at http://127.0.0.1:8000, then:"),
+        (typed("generate YOUR_PHOTO.jpg"), "your own pictures, many at once"),
+        (typed(f"models {order.model}"), "what it can be told"),
     )
     for command, meaning in steps:
-        out.print(f"  [bold]{escape(command):44}[/bold] {escape(meaning)}")
+        out.print(f"  [bold]{escape(command):44}[/bold] {escape(meaning)}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Container images and model environments, all from a model's declaration."""

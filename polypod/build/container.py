@@ -1,0 +1,166 @@
+"""Images built by BentoML: the bento is the build context, our Dockerfile says what is done in it.
+
+`bentoml containerize` writes a Dockerfile of its own; here only its builders are used (docker,
+podman, buildah and others), with ours.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import yaml
+
+from polypod.build.declared import ROOT, serving_lock
+from polypod.build.dockerfile import LICENSED, dockerfile, image_name
+from polypod.build.steps import revision_argument
+from polypod.model import Model
+
+OPEN_REGISTRIES = ("docker.io", "ghcr.io", "quay.io", "public.ecr.aws", "registry.gitlab.com")
+"""Registries where anybody may pull unless the repository was made private."""
+TOKEN = "HF_TOKEN"  # noqa: S105  its name
+
+
+class CannotBuild(ValueError):
+    """What is missing for a build, and what to do."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the builder adds to the declaration."""
+
+    backend: str = "docker"
+    tag: str = ""
+    licensed: Path | None = None
+    revisions: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Commit by Hugging Face repository, where none is declared."""
+    options: tuple[str, ...] = ()
+    """Further options of the backend's `build`."""
+
+
+def build(model: Model, order: Order) -> str:
+    """Build the image; returns its tag. Raises CannotBuild before anything slow begins."""
+    check_supplied(model, order.licensed, order.revisions)
+    if model.weights.gated and not os.environ.get(TOKEN):
+        raise CannotBuild(
+            f"The weights of {model.name} are gated. Accept their licence on the hub, then set "
+            f"{TOKEN} to a token of that account. It is used as a build secret, never kept."
+        )
+    program = builder(order.backend)
+    context = build_bento(model)
+    path = context / "env" / "docker" / "Dockerfile"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dockerfile(model, serving_lock()))
+    tag = order.tag or f"{image_name(model)}:{context.name}"
+    command = build_command(model, order, program, context, tag)
+    print("$", shlex.join(command), file=sys.stderr, flush=True)
+    subprocess.run(command, check=True, env=os.environ | {"DOCKER_BUILDKIT": "1"})
+    return tag
+
+
+def build_command(
+    model: Model, order: Order, program: str, context: Path, tag: str
+) -> Sequence[str]:
+    """The builder's command line. Secrets are named in it, never said."""
+    command = [program, "build", "-f", str(context / "env" / "docker" / "Dockerfile"), "-t", tag]
+    command += ["--build-arg", f"IMAGE={tag}"]
+    if model.weights.gated:
+        command += ["--secret", f"id={TOKEN},env={TOKEN}"]
+    if model.weights.licensed:
+        command += ["--build-context", f"{LICENSED}={order.licensed}"]
+    for repo, revision in order.revisions.items():
+        command += ["--build-arg", f"{revision_argument(repo)}={revision}"]
+    return [*command, *order.options, str(context)]
+
+
+def check_supplied(model: Model, licensed: Path | None, revisions: Mapping[str, str]) -> None:
+    """Raises CannotBuild unless all is there that the declaration leaves to the builder."""
+    for file in model.weights.licensed:
+        if licensed is None or not (licensed / file.name).is_file():
+            raise CannotBuild(
+                f"{file.name} is missing: its licence does not let anyone pass it on. Get it from "
+                f"{file.where}, put it into a folder, and name that folder: --licensed FOLDER."
+            )
+    for source in model.weights.hub:
+        given = revisions.get(source.repo, source.revision)
+        if not re.fullmatch(r"[0-9a-f]{40}", given):
+            raise CannotBuild(
+                f"No revision of {source.repo} is declared. Look at its history on the hub and "
+                f"give the commit: --revision {source.repo}=COMMIT."
+            )
+    unknown = sorted(set(revisions) - {source.repo for source in model.weights.hub})
+    if unknown:
+        raise CannotBuild(f"{model.name} takes no weights from {', '.join(unknown)}.")
+
+
+def builder(name: str) -> str:
+    """The program of a builder that works here."""
+    program = shutil.which(name)
+    command = [name, "version"] if name == "buildah" else [name, "info"]
+    if program is None:
+        why = f"There is no {name} here."
+    else:
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        if said.returncode == 0:
+            return program
+        why = f"{name} does not work here: {_last_line(said.stderr or said.stdout)}"
+    raise CannotBuild(
+        f"{why} Install or start one, or name another: --backend podman or buildah. On a rented "
+        "machine that is itself a container, use `polypod setup` instead."
+    )
+
+
+def build_bento(model: Model) -> Path:
+    """`bentoml build` from the root bentofile.yaml; returns the bento's folder."""
+    bentoml = [sys.executable, "-m", "bentoml"]
+    built = [*bentoml, "build", "--arg", f"model={model.name}", "--output", "tag"]
+    out = subprocess.run(built, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    tag = next(x for x in out.split() if x.startswith("__tag__:")).removeprefix("__tag__:")
+    shown = [*bentoml, "get", tag, "--output", "path"]
+    return Path(subprocess.run(shown, check=True, capture_output=True, text=True).stdout.strip())
+
+
+def context_files() -> list[str]:
+    """What the build context holds, as the Dockerfile names it."""
+    from bentoml._internal.bento.build_config import BentoPathSpec
+
+    told = cast("dict[str, list[str]]", yaml.safe_load((ROOT / "bentofile.yaml").read_text()))
+    spec = BentoPathSpec(told["include"], told.get("exclude", []), str(ROOT))  # pyright: ignore
+    tops = {pattern.split("/")[0] for pattern in told["include"]}
+    found = (path for top in tops for path in [ROOT / top, *(ROOT / top).rglob("*")])
+    names = (path.relative_to(ROOT).as_posix() for path in found if path.is_file())
+    return sorted(f"src/{name}" for name in names if spec.includes(name))
+
+
+def push(model: Model, image: str, to: str, *, backend: str, private: bool) -> str:
+    """Push `image` under the name `to`, which says the registry. Raises CannotBuild: refused."""
+    registry = registry_of(to)
+    if model.weights.licensed and registry in OPEN_REGISTRIES and not private:
+        names = ", ".join(file.name for file in model.weights.licensed)
+        raise CannotBuild(
+            f"The image holds files that may not be passed on ({names}), and anybody can pull from "
+            f"{registry} unless the repository is private. If it is, say so: --private."
+        )
+    program = builder(backend)
+    subprocess.run([program, "tag", image, to], check=True)
+    subprocess.run([program, "push", to], check=True)
+    return to
+
+
+def registry_of(reference: str) -> str:
+    """The host in an image's name; `docker.io` where none is said."""
+    first = reference.split("/")[0]
+    named = "/" in reference and ("." in first or ":" in first or first == "localhost")
+    return first if named and first not in ("index.docker.io",) else "docker.io"
+
+
+def _last_line(text: str) -> str:
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "it ended")

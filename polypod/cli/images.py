@@ -1,0 +1,147 @@
+"""`polypod image`, `build`, `push`, `lock`, `setup` and `doctor`."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import typer
+from rich.markup import escape
+
+from polypod.build import doctor
+from polypod.build.container import Order, build, context_files, push
+from polypod.build.declared import declaration, serving_lock
+from polypod.build.dockerfile import dockerfile
+from polypod.build.lock import lock, pins
+from polypod.build.setup import Supplied, set_up
+from polypod.cli.output import FAILED, guarded, print_json, result_console, talk_console
+from polypod.cli.settings import read_settings
+from polypod.image import Home
+from polypod.model import Model
+from polypod.workers.devices import Devices
+
+
+def show_image(name: str) -> int:
+    def work() -> int:
+        print(dockerfile(declaration(name), serving_lock()), end="")
+        print("\n# The build context, made by `bentoml build`:")
+        for path in context_files():
+            print(f"#   {path}")
+        return 0
+
+    return guarded(work)
+
+
+def build_image(
+    name: str,
+    tag: str,
+    backend: str,
+    licensed: Path | None,
+    revisions: Sequence[str],
+    options: Sequence[str],
+) -> int:
+    def work() -> int:
+        order = Order(backend, tag, licensed, _pairs(revisions), tuple(options))
+        print(_told(lambda: build(declaration(name), order)))
+        return 0
+
+    return guarded(work)
+
+
+def push_image(name: str, image: str, to: str, backend: str, private: bool) -> int:
+    def work() -> int:
+        print(_told(lambda: push(declaration(name), image, to, backend=backend, private=private)))
+        return 0
+
+    return guarded(work)
+
+
+def lock_model(name: str, check: bool, upgrade: bool) -> int:
+    def work() -> int:
+        model = declaration(name)
+        kept = model.folder / "requirements.lock"
+        if not check:
+            lock(model, kept, upgrade=upgrade)
+            print(f"{kept}: {len(pins(kept.read_text()))} packages")
+            return 0
+        changes = _changes(model, kept)
+        for line in changes:
+            print(line)
+        return FAILED if changes else 0
+
+    return guarded(work)
+
+
+def _changes(model: Model, kept: Path) -> list[str]:
+    """What resolving again would change."""
+    with tempfile.TemporaryDirectory() as folder:
+        again = Path(folder, "requirements.lock")
+        if kept.exists():
+            shutil.copy(kept, again)
+        lock(model, again)
+        before = pins(kept.read_text()) if kept.exists() else {}
+        after = pins(again.read_text())
+    return [
+        f"{package}: {before.get(package, 'not locked')} -> {after.get(package, 'not needed')}"
+        for package in sorted({*before, *after})
+        if before.get(package) != after.get(package)
+    ]
+
+
+def set_up_model(name: str, licensed: Path | None, revisions: Sequence[str]) -> int:
+    def work() -> int:
+        model, settings = declaration(name), read_settings()
+        home = Home(settings.home / model.name)
+        set_up(model, home, Supplied(licensed, _pairs(revisions)), talk_console().print)
+        return see_doctor(name, False, False)
+
+    return guarded(work)
+
+
+def see_doctor(name: str, quick: bool, as_json: bool) -> int:
+    def work() -> int:
+        devices, model = Devices(), declaration(name)
+        asyncio.run(devices.look())
+        examine = doctor.examine if quick else doctor.examine_deeply
+        findings = examine(model, read_settings(), devices)
+        if as_json:
+            print_json([asdict(finding) for finding in findings])
+        else:
+            _print_findings(findings)
+        return FAILED if any(finding.blocks for finding in findings) else 0
+
+    return guarded(work)
+
+
+def _print_findings(findings: Sequence[doctor.Finding]) -> None:
+    out = result_console()
+    for finding in findings:
+        mark = (
+            "[green]ok[/]" if finding.well else "[red]no[/]" if finding.blocks else "[yellow]--[/]"
+        )
+        out.print(f"{mark}  {escape(finding.what):14} {escape(finding.seen)}")
+        if finding.todo:
+            out.print(f"    {'':14} [bold]{escape(finding.todo)}[/]")
+
+
+def _told(work: Callable[[], str]) -> str:
+    """A builder that fails has said why; its status is all that is left to tell."""
+    try:
+        return work()
+    except subprocess.CalledProcessError as error:
+        raise ValueError(
+            f"`{error.cmd[0]} {error.cmd[1]}` ended with status {error.returncode}; "
+            "the lines above say why."
+        ) from error
+
+
+def _pairs(given: Sequence[str]) -> dict[str, str]:
+    pairs = {repo: commit for repo, _, commit in (pair.partition("=") for pair in given)}
+    if not all(pairs.values()):
+        raise typer.BadParameter("Write it as REPO=COMMIT.", param_hint="--revision")
+    return pairs
