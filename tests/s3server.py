@@ -140,6 +140,8 @@ def _check_body(environ: dict[str, Any], body: bytes) -> None:
 
 def _check_signature(environ: dict[str, Any], query: dict[str, str]) -> None:
     """Signature version 4, in the header or (presigned) in the URL."""
+    if "X-Amz-Signature" in query and "HTTP_AUTHORIZATION" in environ:
+        raise Refused("400 Bad Request", "InvalidArgument")  # one of the two, not both
     if "X-Amz-Signature" in query:
         scope, signed = query["X-Amz-Credential"], query["X-Amz-SignedHeaders"]
         signature = query.pop("X-Amz-Signature")

@@ -107,7 +107,7 @@ async def file_response(
     asked = request.headers if request.method in ("GET", "HEAD") else Headers()
     if _matches(asked.get("if-none-match", ""), etag):
         return Response(None, 304, headers)
-    if request.method == "GET":
+    if request.method == "GET" and blobs.remote:
         url = await _elsewhere(blobs, asset, headers["content-disposition"])
         if url:
             return Response(None, 307, headers | {"location": url, "cache-control": "no-store"})
@@ -129,17 +129,19 @@ async def file_response(
     try:
         return await Relay(source, status, headers).begun()
     except KeyError:
-        raise NotFound(
-            f"The file of {asset.name!r} is no longer kept.", "Submit the job again."
-        ) from None
+        raise _not_kept(asset) from None
 
 
 async def _elsewhere(blobs: BlobStore, asset: Asset, disposition: str) -> str | None:
-    """In a thread: the key to sign with may have to be asked for."""
     file = asset.file
-    if not blobs.remote:
-        return None
-    return await asyncio.to_thread(blobs.url, file.digest, disposition, file.media_type)
+    try:
+        return await asyncio.to_thread(blobs.url, file.digest, disposition, file.media_type)
+    except KeyError:
+        raise _not_kept(asset) from None
+
+
+def _not_kept(asset: Asset) -> NotFound:
+    return NotFound(f"The file of {asset.name!r} is no longer kept.", "Submit the job again.")
 
 
 def parse_range(text: str, size: int) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """The input files of a request: found in its body, checked, and kept.
 
-Each input NAME comes as `NAME` (base64, or a file part), `NAME_url` or `NAME_id`; a single file
-part called `file` stands for `image`.
+Each input NAME comes as `NAME` (base64, or a file part), `NAME_url` or `NAME_id` (of a picture that
+was stored before, or of a job that was given it); a single file part called `file` stands for
+`image`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from polypod.api.bigjson import Long, plain
 from polypod.api.body import Body
 from polypod.api.endpoint import Api
 from polypod.api.longbase64 import decode_long
+from polypod.api.problems import Gone
 from polypod.assets.blobs import media_type_of
-from polypod.errors import BadInput, BadRequest, TooLarge
-from polypod.jobs.job import FileRef
+from polypod.assets.storage import renew_all
+from polypod.errors import BadInput, BadRequest, NotFound, TooLarge
+from polypod.jobs.job import FileRef, Job
 from polypod.model import Input, nearest
 from polypod.pictures.encoding import decode_base64
 from polypod.pictures.picture import Big, Picture, check_picture
@@ -198,8 +201,29 @@ async def _stored_image(api: Api, owner: str | None, source: Source) -> Kept:
         raise BadRequest(
             f"`{source.name}_id` is not the id of an image.", "POST /images answers `image_id`."
         )
-    files = await api.engine.store.image(source.value[:64], owner)
+    kept_id = source.value[:64]
+    try:
+        files = await api.engine.store.image(kept_id, owner)
+    except NotFound as unknown:
+        try:
+            job = await api.engine.job(kept_id, owner)
+        except NotFound:
+            raise unknown from None
+        return await _image_of_job(api, job, source.name)
     return Kept(files[CHECKED], files[UPLOADED])
+
+
+async def _image_of_job(api: Api, job: Job, name: str) -> Kept:
+    """What an earlier job was given, whatever its model."""
+    file, asset = job.inputs.get(name), job.asset(name)
+    if file is None or not await renew_all(api.engine.blobs, [file.digest]):
+        raise Gone(
+            f"Job {job.id} has no `{name}`, or it was removed when its time was over.",
+            "Send the picture.",
+        )
+    if not file.media_type.startswith("image/"):
+        raise BadInput(f"`{name}` of job {job.id} is no picture.", parameter=name)
+    return Kept(file, asset.file if asset and asset.kind == "input" else file)
 
 
 def _check_json(name: str, data: bytes) -> None:

@@ -255,7 +255,7 @@ def _parameters(model: Model, name: str) -> tuple[dict[str, Schema], dict[str, S
 def _input_fields(name: str, declared: Input, own: Schema) -> dict[str, Schema]:
     fields: dict[str, Schema] = {name: own, f"{name}_url": {"type": "string", "format": "uri"}}
     if declared.kind == "image":
-        what = "Id of a picture stored by POST /images."
+        what = "Id of a picture stored by POST /images, or of a job of yours: the same picture."
         fields[f"{name}_id"] = {"type": "string", "description": what}
     return fields
 

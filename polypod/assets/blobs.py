@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 
@@ -63,7 +64,8 @@ class Blobs:
         self.root = root
         self._blobs = root / "blobs"
         self._tmp = root / "tmp"
-        self._naming = threading.Lock()  # a name is given, renewed or taken away; held for no I/O
+        self._naming: AbstractContextManager[object] = threading.Lock()
+        """Held while a name is given, renewed or taken away, and for no other I/O."""
         self._make_folders()
 
     def put_bytes(
@@ -125,10 +127,9 @@ class Blobs:
         """
         path = self._place(digest)
         with self._naming, contextlib.suppress(FileNotFoundError):
-            if unused_since is None:
+            if unused_since is None or path.stat().st_mtime <= unused_since:
                 path.unlink()
                 return True
-            return path.stat().st_mtime <= unused_since and self._take_away(path, unused_since)
         return False
 
     def digests(self) -> Iterator[tuple[str, int, float]]:
@@ -171,17 +172,6 @@ class Blobs:
             return False
         _sync_folder(self._place(digest).parent)  # whoever put it may still be about to
         return True
-
-    def _take_away(self, path: Path, unused_since: float) -> bool:
-        """The name first: another process may put the content in this very moment."""
-        aside = self._tmp / uuid.uuid4().hex
-        path.rename(aside)
-        unused = aside.stat().st_mtime <= unused_since
-        if not unused:
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-        aside.unlink()
-        return unused
 
     def _link(self, path: Path, digest: str) -> bool:
         if path.is_symlink():

@@ -154,10 +154,7 @@ class S3Blobs:
 
     def _is_kept(self, digest: str, size: int | None = None) -> bool:
         """Whether the bucket has it, and no removal is under way or will be for `grace_s`."""
-        with self._lock:
-            confirmed = self._confirmed.get(digest, 0.0)
-        # by the wall clock: the other one stands still while a machine sleeps
-        if 0 <= time.time() - confirmed < CONFIRMED_S:
+        if self._confirmed_lately(digest):
             return True
         mark = self.bucket.stat(_mark(digest))
         if mark:
@@ -174,6 +171,12 @@ class S3Blobs:
             self.bucket.put(mark.key, DOUBT)
         if not mark.size or mark.age_s < self._settle_s:
             time.sleep(self._settle_s)
+
+    def _confirmed_lately(self, digest: str) -> bool:
+        with self._lock:
+            confirmed = self._confirmed.get(digest, 0.0)
+        # by the wall clock: the other one stands still while a machine sleeps
+        return 0 <= time.time() - confirmed < CONFIRMED_S
 
     def _confirm(self, digest: str) -> None:
         with self._lock:
@@ -222,10 +225,15 @@ class S3Blobs:
         yield from self._verified(digest, chunks) if whole else chunks
 
     def url(self, digest: str, disposition: str, media_type: str) -> str | None:
-        """Where anyone can GET it for a while, with these headers; None: presigning is off."""
+        """Where anyone can GET it for a while, with these headers; None: presigning is off.
+
+        KeyError when there is none.
+        """
         _check(digest)
         if not self._presign_s:
             return None
+        if not self._confirmed_lately(digest) and self.bucket.stat(_key(digest)) is None:
+            raise KeyError(digest)
         return self.bucket.presigned(_key(digest), self._presign_s, disposition, media_type)
 
     def _fetch(self, digest: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import math
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -93,7 +95,7 @@ class BlobStore(Protocol):
         ...
 
     def url(self, digest: str, disposition: str, media_type: str) -> str | None:
-        """Where to GET it directly for a while; None: only from here."""
+        """Where to GET it directly for a while; None: only from here. KeyError: there is none."""
         ...
 
     def delete(self, digest: str, unused_since: float | None = None) -> bool: ...
@@ -111,6 +113,8 @@ class LocalBlobs(Blobs):
     def __init__(self, root: Path, *, shared: bool = False) -> None:
         super().__init__(root)
         self._shared = shared
+        if shared:
+            self._naming = _FolderLock(root / ".lock")
 
     def check(self, owner: str) -> None:
         """Makes a shared folder that database's own: another's sweeps would empty it."""
@@ -151,6 +155,22 @@ class LocalBlobs(Blobs):
 
     def url(self, digest: str, disposition: str, media_type: str) -> str | None:
         return None
+
+
+class _FolderLock:
+    """Between the processes that have the folder, and the threads of each."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a")
+        self._threads = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._threads.acquire()
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._threads.release()
 
 
 def open_blobs(settings: Settings) -> BlobStore:

@@ -15,7 +15,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import polypod
 from polypod.client.errors import ApiError
-from polypod.client.views import UploadedImage
+from polypod.client.views import JobView, UploadedImage
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
@@ -29,9 +29,9 @@ class SavesAsPicture(Protocol):
     def save(self, fp: Any, format: str) -> Any: ...
 
 
-PictureSource: TypeAlias = str | os.PathLike[str] | bytes | UploadedImage | SavesAsPicture
+PictureSource: TypeAlias = str | os.PathLike[str] | bytes | UploadedImage | JobView | SavesAsPicture
 """A path, the bytes of a file, an http(s) URL (which the service fetches), a picture that is
-already at the service, or a PIL image."""
+already at the service, an earlier job (the same picture again) or a PIL image."""
 
 
 def _no_headers() -> Headers:
@@ -165,6 +165,8 @@ def read_source(source: PictureSource) -> Part | str | UploadedImage:
     """
     if isinstance(source, UploadedImage):
         return source
+    if isinstance(source, JobView):
+        return UploadedImage(source.id, {})
     if isinstance(source, bytes | bytearray | memoryview):
         return Part("image", bytes(source), "application/octet-stream")
     if isinstance(source, str | os.PathLike):

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from polypod.jobs.derived import Derived
 from polypod.jobs.describe import describe_asset, describe_job, with_urls
 from polypod.jobs.estimates import Estimates
 from polypod.jobs.events import EventHub
+from polypod.jobs.forget import Forgotten
 from polypod.jobs.job import TERMINAL, Asset, FileRef, Job, JobError, Status, new_id
 from polypod.jobs.live import Live
 from polypod.jobs.lock import DataLock
@@ -40,6 +42,8 @@ log = logging.getLogger("polypod.jobs")
 SERVER_DEATHS = 10
 PROGRESS_INTERVAL_S = 0.2
 FINISHED_REMEMBERED = 512
+THREADS = 64
+"""Where files are in a bucket: as many as it is asked connections for at once."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,9 @@ class Engine:
         self._lock = await DataLock.acquire(data)
         self.store = await Store.open(settings.database_url or f"sqlite:///{data}/polypod.db")
         self.blobs = await asyncio.to_thread(self._open_blobs)
+        if self.blobs.remote:  # threads that wait for a slow storage must not be all there are
+            threads = ThreadPoolExecutor(THREADS, "polypod-thread")
+            asyncio.get_running_loop().set_default_executor(threads)
         for model, stage, device, preset, seconds in reversed(await self.store.stage_seconds()):
             self.estimates.add(model, stage, device, preset, seconds)
         self.derived = Derived(self.store, self.blobs, data / "derived", self._made)
@@ -112,7 +119,7 @@ class Engine:
         await self.runner.start()
         for job in await self.store.take_over():
             self._take_over(job)
-        sweeper = Sweeper(settings, self.store, self.blobs, self._pinned, self.runner.forgot)
+        sweeper = Sweeper(settings, self.store, self.blobs, self._pinned, self.forgot)
         self._background.run(sweeper.run())
         self.webhooks = Sender(self.store, settings, self._show)
         await self.webhooks.start()
@@ -395,6 +402,12 @@ class Engine:
         self._finished.move_to_end(job.id)
         if len(self._finished) > FINISHED_REMEMBERED:
             self._finished.popitem(last=False)
+
+    def forgot(self, gone: Forgotten) -> None:
+        """Retention has taken this."""
+        self.runner.forgot(gone.stages)
+        for job_id in (*gone.results, *gone.inputs, *gone.jobs):
+            self._finished.pop(job_id, None)
 
     def _pinned(self) -> set[str]:
         """Keys of kept stages that unfinished jobs stand on."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from polypod.assets.storage import BlobStore
+from polypod.jobs.forget import Forgotten
 from polypod.jobs.store import Store
 from polypod.settings import Settings
 
@@ -25,7 +26,7 @@ BATCH = 500
 
 class Sweeper:
     """`pinned` gives the keys of kept stages that unfinished jobs stand on; `forgot` hears of
-    those that are kept no longer."""
+    what is kept no longer."""
 
     def __init__(
         self,
@@ -33,7 +34,7 @@ class Sweeper:
         store: Store,
         blobs: BlobStore,
         pinned: Callable[[], set[str]],
-        forgot: Callable[[list[str]], None],
+        forgot: Callable[[Forgotten], None],
     ) -> None:
         self._settings = settings
         self._store = store
@@ -51,10 +52,10 @@ class Sweeper:
 
     async def sweep(self, now: float) -> int:
         """Forget and remove; returns how many blobs went. A bucket's are only marked at first."""
-        self._forgot((await self._store.expire(now, self._settings, self._pinned())).stages)
+        self._forgot(await self._store.expire(now, self._settings, self._pinned()))
         over = await self._bytes_over_budget()
         if over > 0:
-            self._forgot((await self._store.evict(over, self._pinned())).stages)
+            self._forgot(await self._store.evict(over, self._pinned()))
         unused_since = now - (GRACE_OVER_BUDGET_S if over > 0 else GRACE_S)
         old = self._put_before(unused_since)
         removed = 0

@@ -137,7 +137,8 @@ def test_jobs_of_others_are_not_there_but_for_admin(
                 assert answer.status_code == 404, (method, url, answer.text)
         assert client.get("/events", params={"jobs": job}).status_code == 404
         assert client.get("/jobs").json()["jobs"] == []
-        assert client.post("/generate", json={"image_id": image}).status_code == 404
+        for theirs in (image, job):
+            assert client.post("/generate", json={"image_id": theirs}).status_code == 404
         assert job not in client.get("/health").text
     assert job not in keyed.client.get("/health").text
     with caller(keyed, keys[ADMIN]) as client:

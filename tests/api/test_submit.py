@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import socket
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.api.serving import Server, make_picture, until
 
@@ -276,6 +278,26 @@ def test_a_picture_stored_once_stands_for_an_upload(server: Server, how: str) ->
     assert kept.content == PNG
     form = server.client.post("/generate", files={"mask": PNG}, data={"image_id": image_id})
     assert form.status_code == 202, form.text
+
+
+def test_the_picture_of_an_earlier_job_can_be_used_again(server: Server) -> None:
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera held on its side: models see another file than was uploaded
+    Image.new("RGB", (40, 30), (9, 80, 200)).save(turned, "JPEG", exif=exif)
+    first = server.done(turned.getvalue())
+    answer = server.client.post("/generate", json={"image_id": first["job_id"], "seed": 91})
+    again = server.ended(answer.json()["job_id"])
+    assert again["status"] == "completed"
+    kept = server.client.get(f"/job/{again['job_id']}/result/image")
+    assert kept.content == turned.getvalue()
+    seen = [
+        server.client.get(f"/job/{job['job_id']}/result/prepared.json").json()
+        for job in (first, again)
+    ]
+    assert seen[0] == seen[1]
+    without = server.client.post("/generate", json={"image": IMAGE, "mask_id": first["job_id"]})
+    assert (without.status_code, without.json()["hint"]) == (410, "Send the picture.")
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
-from polypod.assets.storage import LocalBlobs, open_blobs
+from polypod.assets.storage import LocalBlobs, open_blobs, patiently
+from polypod.errors import Unavailable
 from polypod.settings import Settings
 from tests.s3server import ENVIRONMENT, ROOT, s3_server
 
@@ -42,6 +48,77 @@ def test_a_folder_does_what_a_bucket_does(tmp_path: Path) -> None:
     assert blobs.renew(ref.digest) and not blobs.renew("ab" * 32)
     with pytest.raises(KeyError):
         next(blobs.stream("ab" * 32))
+
+
+def test_a_shared_folder_belongs_to_one_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYPOD_STORAGE", f"file://{tmp_path}/shared")
+    for _ in range(2):
+        open_blobs(Settings()).check("one")
+    with pytest.raises(Unavailable, match="belongs to the database of another polypod"):
+        open_blobs(Settings()).check("two")
+    assert (tmp_path / "shared/polypod-owner").read_text() == "one"
+
+
+def test_what_another_server_is_writing_stays(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYPOD_STORAGE", f"file://{tmp_path}/shared")
+    mine, other = open_blobs(Settings()), open_blobs(Settings())
+    leftover = tmp_path / "shared/tmp/of-a-dead-server"
+    leftover.write_bytes(b"half")
+    os.utime(leftover, (0, 0))
+    with other.writer() as writer:
+        writer.write(b"content")
+        assert mine.clear_tmp() == 1
+        assert mine.path(writer.commit().digest).read_bytes() == b"content"
+    (data / "tmp").mkdir(parents=True)
+    (data / "tmp/of-a-dead-server").write_bytes(b"half")
+    monkeypatch.delenv("POLYPOD_STORAGE")
+    assert open_blobs(Settings()).clear_tmp() == 1
+
+
+def test_what_one_process_puts_while_another_sweeps_is_never_lost(tmp_path: Path) -> None:
+    """Two stores on one folder, as two processes have them: no lock is between them."""
+    ours, theirs = LocalBlobs(tmp_path, shared=True), LocalBlobs(tmp_path, shared=True)
+    done = threading.Event()
+
+    def sweep() -> int:
+        removed = 0
+        while not done.is_set():
+            removed += sum(theirs.delete(d, time.time() - 1000) for d, _, _ in theirs.digests())
+        return removed
+
+    with ThreadPoolExecutor(1) as sweeping:
+        sweeper = sweeping.submit(sweep)
+        try:
+            for _ in range(2000):
+                ref = ours.put_bytes(b"wanted")
+                assert ours.path(ref.digest).read_bytes() == b"wanted"
+                os.utime(ours.path(ref.digest), (0, 0))  # old at once
+        finally:
+            done.set()
+        assert sweeper.result() > 0
+
+
+def test_patience_is_for_what_may_pass() -> None:
+    failures = [Unavailable("slow", retry_after_s=1), Unavailable("full")]
+    told: list[Unavailable] = []
+
+    def work() -> str:
+        if failures:
+            raise failures.pop(0)
+        return "done"
+
+    with pytest.raises(Unavailable, match="full"):
+        asyncio.run(patiently(work, told=told.append))
+    assert [problem.message for problem in told] == ["slow"]
+    failures[:] = [Unavailable("full")]
+    assert asyncio.run(patiently(work, math.inf)) == "done"
+    failures[:] = [Unavailable("slow", retry_after_s=1)] * 2
+    with pytest.raises(Unavailable, match="slow"):
+        asyncio.run(patiently(work, 2.5))
 
 
 def test_files_can_lie_in_a_bucket(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
