@@ -37,6 +37,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send, StatelessLifespan
 
 from polypod import lifetime, logs, tracing
+from polypod.command import typed
 from polypod.model import Model
 from polypod.settings import Settings
 
@@ -293,7 +294,7 @@ def _settings() -> Settings:
         name = ".".join(str(part) for part in first["loc"])
         raise BentoMLException(
             f"Setting {name}: {first['msg']} (got {first.get('input')!r:.80}). "
-            "`polypod settings` lists every setting."
+            f"`{typed('settings')}` lists every setting."
         ) from None
 
 

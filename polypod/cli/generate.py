@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from polypod.cli.output import (
 )
 from polypod.cli.summary import as_document, tell_saved
 from polypod.client import Client, ClientError
+from polypod.command import typed
 
 
 def run_order(order: Order, url: str, api_key: str) -> int:
@@ -109,5 +111,7 @@ def _tell_left(order: Order, left: Sequence[Item]) -> None:
     talk.print("The job goes on." if len(left) == 1 else "The jobs go on.", "Get the result with:")
     for item in left:
         assert item.job
-        where = f" -o {order.out}" if order.out != Path("out") else ""
-        talk.print(f"  polypod download {item.job.id} --name {escape(item.name)}{escape(where)}")
+        again = f"download {item.job.id} --name {shlex.quote(item.name)}"
+        if order.out != Path("out"):
+            again += f" -o {shlex.quote(str(order.out))}"
+        talk.print(f"  {escape(typed(again))}", soft_wrap=True)

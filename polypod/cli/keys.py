@@ -19,6 +19,7 @@ from polypod.access.keys import Key, new_key
 from polypod.access.records import Act, Records
 from polypod.cli.output import FAILED, complain, print_json, result_console, talk_console
 from polypod.cli.settings import read_settings
+from polypod.command import typed
 from polypod.errors import Conflict, NotFound, Problem
 from polypod.jobs.store import Store
 from polypod.settings import Settings
@@ -162,7 +163,7 @@ def _find(which: str, keys: Sequence[Key]) -> Key:
     found = [key for key in keys if key.id == which]
     found = found or [key for key in keys if key.name == which and key.revoked_at is None]
     if not found:
-        raise NotFound(f"There is no key {which!r}.", "`polypod keys list` shows all.")
+        raise NotFound(f"There is no key {which!r}.", f"`{typed('keys list')}` shows all.")
     if len(found) > 1:
         raise Conflict(f"{len(found)} keys are called {which!r}.", "Name one by its id.")
     return found[0]

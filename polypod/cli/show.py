@@ -16,6 +16,7 @@ from polypod.cli.progress import display, what_happens
 from polypod.cli.summary import mesh
 from polypod.client import Client, JobView, ModelCard
 from polypod.client.views import Json
+from polypod.command import typed
 
 PATIENCE_S = 3.0
 """A person waits: what does not answer by then is told."""
@@ -137,7 +138,7 @@ def _print_job(job: JobView, job_id: str, url: str) -> None:
         if text:
             out.print(f"  [dim]{name:8}[/dim] {escape(text)}")
     if job.status == "completed":
-        out.print(f"Save it with: polypod download {escape(job_id)}")
+        out.print(f"Save it with: {escape(typed(f'download {job_id}'))}", soft_wrap=True)
 
 
 def _print_card(card: ModelCard) -> None:

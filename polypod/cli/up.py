@@ -14,6 +14,7 @@ from polypod.cli.settings import read_settings
 from polypod.cli.show import PATIENCE_S, print_table
 from polypod.client import Client
 from polypod.client.views import Json
+from polypod.command import typed
 from polypod.errors import Problem
 
 COLUMNS = ("endpoint", "model", "state", "jobs", "job", "gpu", "version", "up", "cost", "url")
@@ -48,7 +49,8 @@ def show_endpoints(as_json: bool, url: str, api_key: str) -> int:
         if as_json:
             print_json(found)
         elif not found:
-            result_console().print("There are no endpoints. Add one: polypod endpoints add URL")
+            add = escape(typed("endpoints add URL"))
+            result_console().print(f"There are no endpoints. Add one: {add}", soft_wrap=True)
         else:
             print_table(
                 (

@@ -16,6 +16,7 @@ import typer
 import uvicorn
 
 from polypod import lifetime, logs, tracing
+from polypod.command import typed
 from polypod.pods.local import LocalPods, PodSpec
 from polypod.router.app import create_router, make_engine
 from polypod.router.dispatch import Dispatcher
@@ -120,7 +121,8 @@ class _Up:
             told = now
             if not tried and any(e.takes_jobs for e in dispatcher.endpoints.values()):
                 tried = True
-                _say(f"Try: polypod generate YOUR_PHOTO.jpg{_option(settings)}   or {url}/docs")
+                again = typed(f"generate YOUR_PHOTO.jpg{_option(settings)}")
+                _say(f"Try: {again}   or {url}/docs")
             await asyncio.sleep(LOOK_S)
 
 
