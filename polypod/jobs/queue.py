@@ -17,6 +17,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.lives: dict[str, Live] = {}
+        self._of_model: Counter[str] = Counter()
         self._queued: list[_Order] = []
         self._processing: dict[str, Live] = {}
         self._heaps: defaultdict[Hashable, list[tuple[_Order, str]]] = defaultdict(
@@ -25,6 +26,7 @@ class Queue:
 
     def add(self, live: Live) -> None:
         self.lives[live.job.id] = live
+        self._of_model[live.model.name] += 1
         if live.job.status == "queued":
             insort(self._queued, live.order)
         else:
@@ -37,11 +39,13 @@ class Queue:
 
     def remove(self, live: Live) -> None:
         if self.lives.pop(live.job.id, None):
+            self._of_model[live.model.name] -= 1
             self._leave_line(live)
             self._processing.pop(live.job.id, None)
 
     def clear(self) -> None:
         self.lives.clear()
+        self._of_model.clear()
         self._queued.clear()
         self._processing.clear()
         self._heaps.clear()
@@ -60,8 +64,13 @@ class Queue:
         return self._processing
 
     def counts(self) -> Counter[tuple[str, str]]:
-        """Jobs by model and status."""
-        return Counter((live.model.name, live.job.status) for live in self.lives.values())
+        """Jobs by model, and by `queued` or `processing`."""
+        running = Counter(live.model.name for live in self._processing.values())
+        found: Counter[tuple[str, str]] = Counter()
+        for model, count in self._of_model.items():
+            found[model, "processing"] = running[model]
+            found[model, "queued"] = count - running[model]
+        return found
 
     def position(self, live: Live) -> int:
         """1 is next to run; 0 is running."""
