@@ -21,6 +21,7 @@ from polypod.image import Case, Image, Needs, Weights
 
 __all__ = [
     "Case",
+    "Fault",
     "Image",
     "Input",
     "Licence",
@@ -107,6 +108,20 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """A failure of upstream's code that is known, and what it means to the user."""
+
+    pattern: str
+    """Regular expression that finds it in the error's message."""
+    message: str
+    """What happened, in words."""
+    hint: str
+    """What to do."""
+    code: str = ""
+    """`not_installed`, `no_gpu`, `bad_input`...; empty: as the worker classified it."""
+
+
+@dataclass(frozen=True)
 class Licence:
     """What the licence of code and weights allows, shown before the first job and in manifests."""
 
@@ -144,6 +159,9 @@ class Model:
     """Repository and commit of the upstream code, `owner/name@commit`; empty: ours."""
     image: Image = field(default_factory=Image)
     weights: Weights = field(default_factory=Weights)
+    notes: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What whoever opens a file must know (axes, units), by the asset's name; in the manifest."""
+    faults: tuple[Fault, ...] = ()
     settings: tuple[Setting, ...] = ()
     devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     """By slot, variables that name its device too; `POLYPOD_SLOT_<NAME>` goes before them."""
@@ -301,6 +319,7 @@ class Model:
             "weights": self.weights.describe(),
             "inputs": {name: asdict(value) for name, value in self.inputs.items()},
             "outputs": list(self.formats),
+            "notes": dict(self.notes),
             "parameters": schema,
             "presets": {name: dict(values) for name, values in self.presets.items()},
             "default_preset": self.default_preset,

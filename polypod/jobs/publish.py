@@ -80,8 +80,14 @@ def manifest(job: Job, model: Model) -> dict[str, Any]:
         "until": job.until or None,
         "inputs": _files(job.inputs),
         "stages": [_stage(run) for run in job.stages],
-        "outputs": _files({a.name: a.file for a in job.assets if a.kind == "output"}),
+        "outputs": _outputs(job, model),
     }
+
+
+def _outputs(job: Job, model: Model) -> dict[str, Any]:
+    files = _files({a.name: a.file for a in job.assets if a.kind == "output"})
+    notes = model.notes
+    return {n: told | ({"note": notes[n]} if n in notes else {}) for n, told in files.items()}
 
 
 def _files(files: Mapping[str, FileRef]) -> dict[str, Any]:

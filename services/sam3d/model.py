@@ -8,7 +8,18 @@ from typing import Literal
 from pydantic import Field
 
 from polypod.image import Checkout, Compiled, Hub, Url, Wheels
-from polypod.model import Case, Image, Input, Licence, Model, Needs, Params, Stage, Weights
+from polypod.model import (
+    Case,
+    Fault,
+    Image,
+    Input,
+    Licence,
+    Model,
+    Needs,
+    Params,
+    Stage,
+    Weights,
+)
 
 
 class Sam3dParams(Params):
@@ -209,6 +220,61 @@ WEIGHTS = Weights(
     ),
 )
 
+DOCTOR = "Run `polypod doctor` in the model's image; it names what is missing."
+FAULTS = (
+    Fault(
+        r"No module named|GaussianRasterizationSettings",
+        "A package that the image holds is missing.",
+        f"{DOCTOR} For flash_attn alone, ATTN_BACKEND=xformers does without.",
+        code="not_installed",
+    ),
+    Fault(
+        r"No such file or directory.*(pipeline\.yaml|\.ckpt|u2net)|u2net\.onnx",
+        "Weights are missing.",
+        "The weights of SAM 3D Objects are gated: accept their licence at Hugging Face, then build "
+        f"the image with HF_TOKEN. {DOCTOR}",
+        code="weights_missing",
+    ),
+    Fault(
+        r"Error in call to target '?moge|LocalEntryNotFound|HTTP Error 403|rate limit"
+        r"|couldn't connect|Name or service not known|urlopen error",
+        "Weights or code were looked for on the network, which a job may not use.",
+        f"MoGe's and DINOv2's files are not where the image has them. {DOCTOR}",
+        code="weights_missing",
+    ),
+    Fault(
+        r"gpu_name|No CUDA GPUs are available|Found no NVIDIA driver|not compiled with CUDA",
+        "There is no GPU that CUDA can use.",
+        f"Start the container with `--gpus all`. {DOCTOR}",
+        code="no_gpu",
+    ),
+    Fault(
+        r"no kernel image is available",
+        "The image has no code for this GPU.",
+        "Use one of compute capability 8.0 to 9.0 (A100, A40, RTX 30xx and 40xx, L40S, H100, H200);"
+        " RTX 50xx and B200 are too new for upstream's torch.",
+        code="unsupported_gpu",
+    ),
+    Fault(
+        r"SIGILL|Illegal instruction",
+        "The processor of this machine lacks an instruction that the model's packages use.",
+        "Try another machine: on rented ones this happens with old processors.",
+        code="host_fault",
+    ),
+    Fault(
+        r"Expected reduction dim|BoundingBox",
+        "The object's mask is too small for the model.",
+        "Send a larger picture of the object, or a better `mask`.",
+        code="bad_input",
+    ),
+)
+LIGHTER_BAKE = (
+    "Lower nviews, view_resolution (memory of the bake grows with its square) or texture_size, "
+    "use preset high instead of ultra, or with_texture false."
+)
+LIGHTER_DECODE = "Use output_format ply, which does not decode the mesh."
+NOT_LIGHTER = "No preset or parameter makes this stage smaller."
+
 MODEL = Model(
     name="sam3d",
     title="SAM 3D Objects",
@@ -242,7 +308,14 @@ MODEL = Model(
             share=1,
             limit_s=120,
         ),
-        Stage("depth", inputs=("input.png",), outputs=("pointmap.npz",), share=2, limit_s=300),
+        Stage(
+            "depth",
+            inputs=("input.png",),
+            outputs=("pointmap.npz",),
+            share=2,
+            limit_s=300,
+            lighter="Send a smaller picture.",
+        ),
         Stage(
             "structure",
             inputs=("input.png", "pointmap.npz"),
@@ -256,6 +329,7 @@ MODEL = Model(
             ),
             assets=("pose.json",),
             share=8,
+            lighter=NOT_LIGHTER,
         ),
         Stage(
             "latent",
@@ -268,6 +342,7 @@ MODEL = Model(
                 "slat_rescale_t",
             ),
             share=8,
+            lighter=NOT_LIGHTER,
         ),
         Stage(
             "decode",
@@ -277,6 +352,7 @@ MODEL = Model(
             params=("output_format", "with_splat"),
             assets=("model.ply",),
             share=2,
+            lighter=LIGHTER_DECODE,
         ),
         Stage(
             "bake",
@@ -297,6 +373,7 @@ MODEL = Model(
             assets=("model.glb",),
             share=20,
             limit_s=1800,
+            lighter=LIGHTER_BAKE,
             when=lambda params: params["output_format"] == "glb",
         ),
     ),
@@ -363,4 +440,11 @@ MODEL = Model(
     upstream=f"facebookresearch/sam-3d-objects@{COMMIT}",
     image=IMAGE,
     weights=WEIGHTS,
+    notes={
+        "model.glb": "glTF axes: +Y up; canonical frame of the object, not metric, about 1 long",
+        "model.ply": "Z up, unlike the GLB, and not rotated; same frame and size otherwise",
+        "pose.json": "object (Z up) to camera: scale, rotate, translate; PyTorch3D's camera (x "
+        "left, y up, z forward); units of the depth estimate, not metric",
+    },
+    faults=FAULTS,
 )

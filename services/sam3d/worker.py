@@ -303,7 +303,14 @@ def bake(sam, job) -> None:
         rendering_engine=params.rendering_engine,
     )
     job.progress(0.95, "Writing model.glb")
+    if not textured:
+        made.visual.vertex_colors = linear(made.visual.vertex_colors[:, :3] / 255)
     made.export(job.outputs / "model.glb", tree_postprocessor=make_matt)
+
+
+def linear(srgb: np.ndarray) -> np.ndarray:
+    """What glTF has at vertices; trimesh writes what a screen shows as it is."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
 def make_matt(tree: dict) -> None:

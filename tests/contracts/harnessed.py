@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import shutil
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -24,6 +26,7 @@ from polypod.workers.worker import (
     Log,
     Progress,
     StageTask,
+    Started,
     Worker,
     WorkerSpec,
 )
@@ -74,12 +77,15 @@ class Harnessed:
 
     async def _stage(self, stage: Stage, params: Any, outputs: Path, ran: Ran) -> None:
         worker = await self._worker(stage.worker_name)
-        inputs = {name: str(ran.files[name]) for name in stage.inputs if name in ran.files}
+        inputs = {name: self._blob(ran.files[name]) for name in stage.inputs if name in ran.files}
         handed = {name: params[name] for name in stage.params}
         task = f"{self._jobs}/{stage.name}"
         worker.run(StageTask(task, "", stage.name, inputs, str(outputs), handed, stage.limit_s))
         end = await self._end(worker, task)
         events = [event for teller, event in self._events if teller is worker]
+        if isinstance(end, Died) and not any(isinstance(e, Started | LoadFailed) for e in events):
+            self._events.clear()  # it was leaving because of the task before
+            return await self._stage(stage, params, outputs, ran)
         if isinstance(end, Failed):
             ran.error = end.error
         elif isinstance(end, Died):
@@ -110,6 +116,14 @@ class Harnessed:
             worker = self.workers[name] = Worker(spec, self._hear, self.folder / "pids")
             await worker.start()
         return worker
+
+    def _blob(self, path: Path) -> str:
+        """The file as a job has it: its name tells nothing of what is in it."""
+        blobs = self.folder / "blobs"
+        blobs.mkdir(parents=True, exist_ok=True)
+        blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+        shutil.copyfile(path, blob)
+        return str(blob)
 
     def _hear(self, worker: Worker, event: Event) -> None:
         self._events.append((worker, event))

@@ -8,6 +8,7 @@ beside this one.
 from __future__ import annotations
 
 import ast
+import builtins
 import functools
 import importlib
 import inspect
@@ -109,6 +110,7 @@ def make_function(row: dict[str, Any], module: str) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         values = bind(qualname, signature, args, kwargs)
         note(qualname, values)
+        trip(qualname)
         return answer(qualname)(SimpleNamespace(**values))
 
     call.__name__, call.__qualname__ = qualname.rpartition(".")[2], qualname
@@ -184,6 +186,14 @@ def note(qualname: str, values: dict[str, Any]) -> None:
     seen = {name: plain(value) for name, value in values.items() if name not in OWN}
     with (HERE / "calls.jsonl").open("a") as file:
         file.write(json.dumps({"call": qualname, "values": seen}) + "\n")
+
+
+def trip(qualname: str) -> None:
+    """Raises what the test has laid down in `fault.json`: `call`, `error` (a class), `text`."""
+    laid = HERE / "fault.json"
+    fault = json.loads(laid.read_text()) if laid.exists() else {}
+    if fault.get("call") == qualname:
+        raise getattr(builtins, fault["error"])(fault["text"])
 
 
 def plain(value: Any) -> Any:

@@ -54,6 +54,12 @@ def calls(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in noted.read_text().splitlines()] if noted.exists() else []
 
 
+def lay_fault(folder: Path, call: str, error: str, text: str) -> None:
+    """From now on this call raises, as upstream would; `text` empty: no call does."""
+    laid = {"call": call, "error": error, "text": text} if text else {}
+    (folder / "fault.json").write_text(json.dumps(laid))
+
+
 def with_renamed(told: Contract, qualname: str, parameter: str, to: str) -> Contract:
     """The contract as if upstream had renamed a parameter."""
     altered = copy.deepcopy(told)

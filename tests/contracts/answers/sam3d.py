@@ -87,7 +87,9 @@ def sample(generator: Generator, steps: int) -> None:
 
 
 def structure(given: SimpleNamespace) -> dict[str, Any]:
-    sample(given.self.models["ss_generator"], given.inference_steps)
+    pipe, generator = given.self, given.self.models["ss_generator"]
+    print(f"ss: strength {pipe.ss_cfg_strength}, rescale_t {generator.rescale_t}")
+    sample(generator, given.inference_steps)
     torch.draw(1)
     coords = np.concatenate([np.zeros((len(VOXELS), 1), np.int32), VOXELS], axis=1)
     return {"coords": torch.tensor(coords, device="cuda"), "downsample_factor": 2}
@@ -95,7 +97,9 @@ def structure(given: SimpleNamespace) -> dict[str, Any]:
 
 def latent(given: SimpleNamespace) -> Any:
     sparse = import_module("sam3d_objects.model.backbone.tdfy_dit.modules.sparse.basic")
-    sample(given.self.models["slat_generator"], given.inference_steps)
+    pipe, generator = given.self, given.self.models["slat_generator"]
+    print(f"slat: strength {pipe.slat_cfg_strength}, rescale_t {generator.rescale_t}")
+    sample(generator, given.inference_steps)
     assert str(given.coords.device) == "cuda"
     feats = torch.draw(len(given.coords), 8)
     return sparse.SparseTensor(coords=given.coords, feats=feats)
