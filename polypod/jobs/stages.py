@@ -20,6 +20,7 @@ from polypod.assets.storage import patiently, renew_all
 from polypod.background import Background
 from polypod.errors import Problem
 from polypod.jobs import publish
+from polypod.jobs.faults import explained
 from polypod.jobs.job import Asset, FileRef, Job, JobError, KeptStage, StageRun
 from polypod.jobs.live import Live
 from polypod.jobs.runner import Book
@@ -417,7 +418,8 @@ class StageRunner:
 
 
 def _with_lighter(error: JobError, live: Live, stage: str) -> JobError:
-    """Out of memory: with what the stage's declaration knows to need less."""
+    """In the declaration's words; out of memory: with what it knows to need less."""
+    error = explained(error, live.model.faults)
     lighter = next((s.lighter for s in live.model.stages if s.name == stage), "")
     if error.code != "out_of_memory" or not lighter:
         return error
