@@ -205,7 +205,7 @@ async def _answer_client(api: Api, request: Request, fields: Mapping[str, Any]) 
         "model_data": data,
         "format": job.params["output_format"],
         "file_size_mb": round(path.stat().st_size / (1 << 20), 2),
-        "inference_time_s": round((job.finished_at or 0) - (job.started_at or 0), 2),
+        "inference_time_s": round(api.describe(job)["processing_time"] or 0.0, 2),
     }
     return JSONResponse(answer)
 

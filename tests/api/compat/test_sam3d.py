@@ -141,9 +141,12 @@ def test_waiting_too_long_is_told(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_the_older_client_gets_the_file_in_the_answer(wrapper: Server) -> None:
-    answer = wrapper.client.post("/generate", json=client_body())
+    sent = client_body()
+    answer = wrapper.client.post("/generate", json=sent)
     assert answer.status_code == 200
     told = answer.json()
+    again = wrapper.client.post("/generate", json=sent).json()  # all of its stages are kept
+    assert again["model_data"] == told["model_data"] and again["inference_time_s"] < 60
     assert set(told) == {"success", "model_data", "format", "file_size_mb", "inference_time_s"}
     assert told["success"] is True and told["format"] == "glb"
     assert base64.b64decode(told["model_data"])[:4] == b"glTF"
