@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import asyncio
 import http.client
 import socket
+import threading
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect
 
-from polypod.api.downloads import parse_range
+from polypod.api.downloads import Relay, parse_range
 from polypod.api.problems import RangeNotSatisfiable
 from tests.api.serving import Server, make_picture, until
 
@@ -212,3 +216,31 @@ def test_a_client_that_leaves_midway_costs_nothing(server: Server) -> None:
         raw.sendall(f"GET {job['download_url']} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         assert raw.recv(100).startswith(b"HTTP/1.1 200")
     assert server.client.get("/health").status_code == 200
+
+
+@pytest.mark.anyio
+async def test_a_relay_ends_its_source_when_the_client_leaves() -> None:
+    sent, ended, go_on = asyncio.Event(), threading.Event(), threading.Event()
+
+    def source() -> Generator[bytes]:
+        try:
+            yield b"first"
+            go_on.wait(30)
+            yield b"second"
+        finally:
+            ended.set()
+
+    async def receive() -> Any:
+        await sent.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message.get("body") == b"first":
+            sent.set()
+
+    relay = await Relay(source(), 200, {}).begun()
+    with pytest.raises(ClientDisconnect):
+        await relay({"type": "http"}, receive, send)
+    assert not ended.is_set()  # a thread is in it
+    go_on.set()
+    assert await asyncio.to_thread(ended.wait, 30)
