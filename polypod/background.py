@@ -9,6 +9,8 @@ from typing import Any
 
 log = logging.getLogger("polypod")
 
+AGAIN_S = 5.0
+
 
 class Background:
     """Belongs to the running event loop."""
@@ -28,11 +30,15 @@ class Background:
         return task
 
     async def stop(self) -> None:
-        """Cancel what runs, and wait until it has ended."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Cancel what runs, and wait until it has ended.
+
+        Cancelled again if need be: before Python 3.12 `asyncio.wait_for` swallows a cancellation
+        that comes just as what it waits for is done.
+        """
+        while tasks := [task for task in self._tasks if not task.done()]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=AGAIN_S)
 
 
 async def _guarded(
