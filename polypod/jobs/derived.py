@@ -106,7 +106,9 @@ class Derived:
             try:
                 source = await self._source(result)
                 facts = await derive.previews(source, _format(result.name), folder)
-                return await self._keep(job, [folder / name for name in VIEWS], facts)
+                own = {asset.name for asset in job.assets}  # a model may have made its own
+                made = [folder / name for name in VIEWS if name not in own]
+                return await self._keep(job, made, facts)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -132,6 +132,11 @@ MODEL = Model(
             description="A picture of the same shape, white (or opaque) where the object is; it "
             "takes the place of the cut-out."
         ),
+        "mesh": Input(
+            kind="file",
+            description="A GLB to paint, in place of the shape that would be made; Y up, facing "
+            "+Z, as the picture shows it.",
+        ),
     },
     stages=(
         Stage(
@@ -146,7 +151,7 @@ MODEL = Model(
         ),
         Stage(
             "shape",
-            inputs=("input.png",),
+            inputs=("input.png", "mesh"),
             outputs=("shape.glb",),
             params=(
                 "seed",

@@ -19,9 +19,13 @@ VIEWS = (0, 90, 180, 270)  # degrees: front (+z), right (+x), back, left
 
 
 class BadInput(Exception):
-    """The picture cannot be used."""
+    """The picture, or the mesh, cannot be used."""
 
     hint = "Send a picture of one whole object, one with a transparent background, or a `mask`."
+
+
+class BadMesh(BadInput):
+    hint = "Send a binary glTF file (GLB) with triangles, as Blender exports it."
 
 
 class NoSurface(Exception):
@@ -105,7 +109,13 @@ def load_shape(repo: str, subfolder: str, device: str):
 
 
 def shape(pipeline, job) -> None:
-    """input.png -> shape.glb: without colours; Y up, front +Z, within -1.01 to 1.01."""
+    """input.png -> shape.glb: without colours; Y up, front +Z, within -1.01 to 1.01.
+
+    A mesh of the user's takes its place.
+    """
+    if "mesh" in job.inputs:
+        read_mesh(job.inputs["mesh"]).export(str(job.outputs / "shape.glb"))
+        return
     import torch
     from hy3dshape.postprocessors import DegenerateFaceRemover, FloaterRemover
     from PIL import Image
@@ -130,6 +140,16 @@ def shape(pipeline, job) -> None:
     mesh.export(str(job.outputs / "shape.glb"), include_normals=True)
 
 
+def read_mesh(path: Path):
+    import trimesh
+
+    try:
+        mesh = trimesh.load(str(path), file_type="glb", force="mesh")
+        return trimesh.Trimesh(mesh.vertices, mesh.faces)
+    except Exception as error:
+        raise BadMesh(f"The mesh is not a GLB with triangles: {error}") from error
+
+
 def views(state, job) -> None:
     """shape.glb -> view_0.png to view_3.png: rays cast in parallel, slightly from above."""
     import numpy as np
@@ -137,7 +157,7 @@ def views(state, job) -> None:
     import trimesh
     from PIL import Image
 
-    mesh = trimesh.load(str(job.inputs["shape.glb"]), force="mesh")
+    mesh = trimesh.load(str(job.inputs["shape.glb"]), file_type="glb", force="mesh")
     tensor, scene = open3d.core.Tensor, open3d.t.geometry.RaycastingScene()
     corners = tensor(np.asarray(mesh.vertices, np.float32))
     scene.add_triangles(corners, tensor(np.asarray(mesh.faces, np.uint32)))
@@ -197,7 +217,7 @@ def paint(state, job) -> None:
         enlarge, 2 * job.params.max_num_view, 0.5, 0.8, "Enlarging the views"
     )
     job.progress(0.01, "Reducing the mesh")
-    mesh = trimesh.load(str(job.inputs["shape.glb"]), force="mesh")
+    mesh = trimesh.load(str(job.inputs["shape.glb"]), file_type="glb", force="mesh")
     mesh = FaceReducer()(mesh, max_facenum=job.params.face_count)
     mesh.export(str(folder / "white_mesh.obj"))
     job.progress(0.05, "Painting the views", until=0.5)  # its bar: 15 steps
@@ -222,7 +242,8 @@ def export(state, job) -> None:
     import trimesh
     from PIL import Image
 
-    mesh = trimesh.load(str(job.inputs["textured.obj"]), process=False, force="mesh")
+    painted = str(job.inputs["textured.obj"])
+    mesh = trimesh.load(painted, file_type="obj", process=False, force="mesh")
     _, first, same = np.unique(mesh.vertices, axis=0, return_index=True, return_inverse=True)
     whole = trimesh.Trimesh(mesh.vertices[first], same[mesh.faces], process=False)
     mesh.vertex_normals = whole.vertex_normals[same]  # a seam of the texture is no edge

@@ -10,11 +10,11 @@ from starlette.responses import Response
 from starlette.types import Message, Receive
 
 from polypod.api.body import media_type, read_bytes, read_json
-from polypod.api.compat import sam3d
+from polypod.api.compat import hunyuan, protoscale, sam3d
 from polypod.api.compat.facade import Facade
 from polypod.api.endpoint import Api, Handler
 
-FACADES: tuple[Facade, ...] = (sam3d.FACADE,)
+FACADES: tuple[Facade, ...] = (sam3d.FACADE, hunyuan.FACADE, protoscale.FACADE)
 
 Row = tuple[str, str, Handler]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,6 +86,9 @@ def paint(given: SimpleNamespace) -> str:
     assert isinstance(given.image_path, Image.Image), "a path is read without its transparency"
     assert given.image_path.width == given.image_path.height, "it would be squeezed"
     assert given.output_mesh_path.endswith(".obj") and not given.save_glb
+    gate = os.environ.get("STANDIN_GATE")
+    while gate and not Path(gate).exists():
+        time.sleep(0.01)
     mesh = trimesh.load(given.mesh_path)
     if given.use_remesh:
         mesh.export(Path(given.mesh_path).with_name("white_mesh_remesh.obj"))
