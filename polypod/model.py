@@ -266,17 +266,22 @@ class Model:
 
     @cached_property
     def code_digest(self) -> str:
-        """SHA-256 of what makes the results: `worker.py`, lock, upstream commit, image, weights."""
+        """SHA-256 of what makes the results: model side, lock, upstream commit, image, weights."""
         image, weights = asdict(self.image), asdict(self.weights)
         made_of = {k: image[k] for k in ("python", "wheels", "checkouts", "compiled", "steps")}
         digest = hashlib.sha256(self.upstream.encode())
         digest.update(digest_of({"image": made_of, "weights": weights}).encode())
         keyed = {s.name: self.setting(s.name) for s in self.settings if s.changes_results}
         digest.update(digest_of(keyed).encode() if keyed else b"")
-        for name in ("worker.py", "requirements.lock"):
-            path = self.folder / name
+        for path in self._model_side():
             digest.update(b"\0" + (path.read_bytes() if path.exists() else b""))
         return digest.hexdigest()
+
+    def _model_side(self) -> list[Path]:
+        """The files of the folder that make the results: `worker.py`, what it imports, the lock."""
+        serving = {"__init__.py", "model.py", "service.py"}
+        code = sorted(path for path in self.folder.glob("*.py") if path.name not in serving)
+        return [*code, self.folder / "requirements.lock"]
 
     def stage_key(
         self, stage: Stage, digests: Mapping[str, str], params: Mapping[str, Any], owner: str

@@ -458,11 +458,18 @@ BARS = Bars()
 
 
 class Finder:
-    """Finds worker.py under its stable name, and taps tqdm when it is first imported."""
+    """Finds worker.py under its stable name, and taps tqdm when it is first imported.
+
+    worker.py is made a package of its folder, so it can say `from .surface import solve` of a file
+    beside it; what upstream calls `surface` stays upstream's.
+    """
 
     def find_spec(self, name, path=None, target=None):
         if name == MODULE:
-            return importlib.util.spec_from_file_location(MODULE, sys.argv[1])
+            beside = [str(Path(sys.argv[1]).resolve().parent)]
+            return importlib.util.spec_from_file_location(
+                MODULE, sys.argv[1], submodule_search_locations=beside
+            )
         if name != "tqdm.std" or self not in sys.meta_path:
             return None
         sys.meta_path.remove(self)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -318,6 +320,16 @@ def test_weights_are_never_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("U2NET_HOME", str(tmp_path))
     monkeypatch.setenv("REMBG_HOME", str(tmp_path))
     assert worker.load("cpu", {})["cut"] is worker.find_object
+
+
+def test_kept_stages_belong_to_every_file_that_made_them(tmp_path: Path) -> None:
+    folder = shutil.copytree(MODEL.folder, tmp_path / "inflate")
+    with (folder / "service.py").open("a") as serving_side:
+        serving_side.write("# changed\n")
+    assert replace(MODEL, folder=folder).code_digest == MODEL.code_digest
+    with (folder / "surface.py").open("a") as model_side:
+        model_side.write("# changed\n")
+    assert replace(MODEL, folder=folder).code_digest != MODEL.code_digest
 
 
 def test_declaration_holds_together() -> None:

@@ -47,6 +47,15 @@ async def test_a_stage_is_given_inputs_outputs_and_params(
     assert finished.peak_gpu_memory == 0
 
 
+async def test_a_file_beside_is_imported_by_the_models_name_alone(
+    start: Any, python: str, tmp_path: Path
+) -> None:
+    model = await start(python=python)
+    model.run("a", "import_beside")
+    await model.until(Finished, "a")
+    assert (tmp_path / "out/a/module.txt").read_text() == "polypod_worker.bars"
+
+
 async def test_state_lives_on_and_tasks_follow_in_order(start: Any, python: str) -> None:
     model = await start(python=python)
     for number in range(5):

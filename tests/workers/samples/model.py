@@ -44,6 +44,12 @@ def describe(state, job):
     (job.outputs / "described.json").write_text(json.dumps(data))
 
 
+def import_beside(state, job):
+    from . import bars
+
+    (job.outputs / "module.txt").write_text(bars.__name__)
+
+
 def nothing(state, job):
     pass
 
