@@ -32,6 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import URL
 
 from polypod.access.records import Read, Write
+from polypod.errors import Unavailable
 from polypod.jobs import statements as sql
 from polypod.jobs import writer
 from polypod.jobs.job import Job
@@ -267,6 +268,15 @@ class Routers:
             return {job.id: job for job in map(sql.job_of, rows)}
 
         return await self._read(question)
+
+
+def check_free(connection: Connection) -> None:
+    """For a server that is no router: raises `Unavailable` where routers work here."""
+    if connection.execute(_living, {"me": ""}).scalar():
+        raise Unavailable(
+            "Routers work on this database.",
+            "A pod keeps its jobs in SQLite: unset POLYPOD_DATABASE_URL, or name another database.",
+        )
 
 
 def tell(connection: Connection) -> None:

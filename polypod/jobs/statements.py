@@ -136,6 +136,9 @@ _ENDED = (
 )
 _end = update(jobs).values({name: bindparam(f"new_{name}") for name in _ENDED})
 FINISH_JOB = _end.where(*_this_attempt).returning(jobs.c.seq)
+END_JOB = _end.where(_this_job, jobs.c.attempt == bindparam("this_attempt"), _unfinished).returning(
+    jobs.c.seq
+)
 CANCEL_JOB = _end.where(_this_job, _unfinished).returning(jobs.c.seq)
 TAKE_OVER = (
     update(jobs)

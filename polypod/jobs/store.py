@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, CursorResult, Engine, Insert
+from sqlalchemy import Connection, CursorResult, Engine, Executable, Insert
 from sqlalchemy.exc import DBAPIError
 
 from polypod.access.records import Records
@@ -25,7 +25,7 @@ from polypod.jobs import statements as sql
 from polypod.jobs.deliveries import Delivery
 from polypod.jobs.forget import Forgotten
 from polypod.jobs.job import TERMINAL, Asset, FileRef, Job, KeptStage
-from polypod.jobs.routers import ENDED, NEW, Routers, tell
+from polypod.jobs.routers import ENDED, NEW, Routers, check_free, tell
 from polypod.jobs.tables import jobs
 from polypod.jobs.writer import Writer, forget_notes, log_error, notes, unavailable
 from polypod.settings import Settings
@@ -143,12 +143,13 @@ class Store:
         values = self._fence(job_id, attempt)
         return await self._writer.hand_over(lambda c: c.execute(statement, values).rowcount > 0)
 
-    async def finish(self, job: Job) -> bool:
+    async def finish(self, job: Job, as_owner: bool = True) -> bool:
         """Writes the job's end: status, times, error, stages, assets, facts, log.
 
         The job's outputs are then exactly `job.assets`, and its webhook is due. False, and
-        nothing is written: another end came first, or the job went on to another attempt. A
-        cancel is its user's and not its owner's: any router writes it, whatever the attempt.
+        nothing is written: another end came first, or the job went on to another attempt. Where
+        several routers share the database, the owner alone writes how the work ended (`as_owner`);
+        any of them ends a job for its user, and cancels it whatever the attempt.
         """
         if job.status not in TERMINAL or job.finished_at is None:
             raise ValueError(f"not an end: {job.status}, finished at {job.finished_at}")
@@ -156,10 +157,7 @@ class Store:
         def work(connection: Connection) -> bool:
             forget_notes(connection)
             row = sql.finish_row(job) | self._fence(job.id, job.attempt)
-            if self.routers.id and job.status == "cancelled":
-                seq = connection.execute(sql.CANCEL_JOB, _unfenced(row)).scalar()
-            else:
-                seq = connection.execute(sql.FINISH_JOB, row).scalar()
+            seq = connection.execute(*self._ending(row, as_owner)).scalar()
             if seq is None:  # True where it is our own end, committed as the connection broke
                 return connection.execute(sql.IS_THIS_END, row).scalar() is not None
             self.routers.note(connection, ENDED, job.id)
@@ -173,11 +171,14 @@ class Store:
     async def take_over(self) -> list[Job]:
         """At a server's start: every unfinished job, oldest first, queued again in a new attempt.
 
-        Those that were processing have a server's death more.
+        Those that were processing have a server's death more. Raises `Unavailable` where routers
+        work on the database.
         """
 
         def work(connection: Connection) -> list[Job]:
             forget_notes(connection)
+            if connection.dialect.name == "postgresql":
+                check_free(connection)
             connection.execute(sql.TAKE_OVER, {"new_router": ""})
             return _jobs(connection.execute(sql.UNFINISHED_JOBS))
 
@@ -441,6 +442,13 @@ class Store:
         """Who writes: what every write of a job's owner says."""
         return {"job_id": job_id, "this_attempt": attempt, "this_router": self.routers.id}
 
+    def _ending(self, row: dict[str, Any], as_owner: bool) -> tuple[Executable, dict[str, Any]]:
+        if self.routers.id and row["new_status"] == "cancelled":
+            return sql.CANCEL_JOB, _without(row, "this_attempt", "this_router")
+        if not as_owner:
+            return sql.END_JOB, _without(row, "this_router")
+        return sql.FINISH_JOB, row
+
     def _put(self, connection: Connection, seq: int, assets: Sequence[Asset]) -> None:
         if assets:
             connection.execute(self._put_assets, sql.asset_rows(seq, assets))
@@ -473,8 +481,8 @@ def _jobs(rows: CursorResult[Any]) -> list[Job]:
     return [sql.job_of(row) for row in rows.mappings()]
 
 
-def _unfenced(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if not name.startswith("this_")}
+def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}
 
 
 def _earlier(connection: Connection, job: Job) -> Job | None:

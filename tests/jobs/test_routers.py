@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from polypod.errors import QueueFull
+from polypod.errors import QueueFull, Unavailable
 from polypod.jobs.job import Job, new_id
 from polypod.jobs.routers import ENDED, JOINED, LEADS, LEFT, NEW
 from polypod.jobs.store import Store
@@ -107,6 +107,26 @@ async def test_a_job_is_cancelled_by_whoever_is_asked(postgres_url: str) -> None
         assert await b.finish(ended(job, "cancelled"))
         assert not await a.finish(ended(job, "completed"))
         assert not await b.finish(replace(ended(job, "cancelled"), finished_at=121.0))
+
+
+async def test_a_job_is_ended_for_its_user_by_whoever_is_asked(postgres_url: str) -> None:
+    """When its time is over, for instance; in the attempt that is known there."""
+    async with routers(postgres_url, "a", "b") as (a, b):
+        job = await a.submit(a_job(), 10)
+        await a.routers.lead()
+        assert not await b.finish(ended(job, "failed"), as_owner=False)
+        assert not await b.finish(ended(replace(job, attempt=1), "failed"))
+        assert await b.finish(ended(replace(job, attempt=1), "failed"), as_owner=False)
+
+
+async def test_a_server_that_is_no_router_does_not_take_their_jobs(postgres_url: str) -> None:
+    async with routers(postgres_url, "a") as (a,):
+        pod = await Store.open(postgres_url)
+        with pytest.raises(Unavailable, match="Routers work on this database"):
+            await pod.take_over()
+        await a.routers.leave()
+        assert await pod.take_over() == []
+        await pod.close()
 
 
 async def test_a_router_that_leaves_gives_its_jobs_up_at_once(postgres_url: str) -> None:
