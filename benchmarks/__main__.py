@@ -17,7 +17,10 @@ from rich.console import Console
 
 from benchmarks.figures import Row, markdown, show
 
-PARTS = ("submit", "overhead", "busy", "history", "status", "download", "start", "cancel")
+PARTS = (
+    *("submit", "overhead", "busy", "history", "status", "download", "start", "cancel"),
+    *("router", "router_busy", "router_queue", "router_relay"),
+)
 WIDTH = 120
 
 

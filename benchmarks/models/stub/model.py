@@ -15,6 +15,7 @@ class StubParams(Params):
     seconds: float = Field(0, ge=0, description="How long each stage holds the device.")
     size_bytes: int = Field(0, ge=0, description="Size of the result.")
     stages: Literal[1, 2] = Field(1, description="How many stages there are.")
+    lines: int = Field(0, ge=0, description="How often it prints the time, on its way.")
     deaf: Literal["", "swallow", "native"] = Field("", description="How it ignores a cancel.")
 
 
@@ -37,7 +38,7 @@ MODEL = Model(
             inputs=("image", "finished.bin"),
             outputs=("model.bin",),
             optional=("model.bin",),
-            params=("seconds", "size_bytes", "seed", "deaf"),
+            params=("seconds", "size_bytes", "seed", "lines", "deaf"),
             assets=("model.bin",),
         ),
     ),

@@ -26,6 +26,8 @@ def run(stage, state, job):
         swallow(job, params.seconds)
     elif stage == "work" and params.deaf == "native":
         hold_interpreter(job, params.seconds)
+    elif stage == "work" and params.lines:
+        tell(params.seconds, params.lines, job.outputs / "model.bin")
     else:
         name = "model.bin" if stage == "work" else "finished.bin"
         hold(params.seconds, params.size_bytes, params.seed, (job.outputs / name).write_bytes)
@@ -50,6 +52,14 @@ def result(size_bytes, seed):
 
 def note(what, at, seed):
     os.write(LOG, f"{what} {at:.6f} {seed}\n".encode())
+
+
+def tell(seconds, lines, path):
+    """Prints the time, again and again."""
+    for _ in range(lines):
+        print(f"{time.time():.6f}", flush=True)
+        time.sleep(seconds / lines)
+    path.write_bytes(b"told")
 
 
 def swallow(job, seconds):
