@@ -30,6 +30,7 @@ from tests.router.test_dispatch import Router
 from tests.s3server import ENVIRONMENT, S3Server, s3_server
 
 BUCKET = "kept-files"
+KEY = "a-key-of-tests-for-all"
 DAY = 86400.0
 SIZE = 3_000_000
 
@@ -84,8 +85,9 @@ def serving(settings: Settings) -> Iterator[Server]:
 def pod(
     on_s3: Callable[..., Settings], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """Sends clients to the bucket."""
-    with serving(on_s3(tmp_path_factory.mktemp("pod"), "pod")) as server:
+    """Asks for a key; sends clients to the bucket."""
+    with serving(on_s3(tmp_path_factory.mktemp("pod"), "pod", api_keys=(KEY,))) as server:
+        server.client.headers["X-API-Key"] = KEY
         yield server
 
 
@@ -261,24 +263,13 @@ def test_a_refused_result_fails_the_job_with_words(pod: Server, proxy: FaultyPro
 # --- downloads with the client
 
 
-@pytest.fixture(scope="module")
-def locked(
-    on_s3: Callable[..., Settings], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """Asks for a key."""
-    data = tmp_path_factory.mktemp("locked")
-    with serving(on_s3(data, "locked", api_keys=("a-key-of-tests-for-all",))) as server:
-        server.client.headers["X-API-Key"] = "a-key-of-tests-for-all"
-        yield server
-
-
 def test_the_client_resumes_at_the_bucket_and_keeps_its_key_to_itself(
-    locked: Server, proxy: FaultyProxy, tmp_path: Path
+    pod: Server, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
-    job = locked.done(picture(), size_bytes=SIZE)
+    job = pod.done(picture(), size_bytes=SIZE)
     digest = asset(job, "model.glb")["sha256"]
     proxy.fail("cut response", "GET", digest, after=1_000_000)
-    with Client(locked.url, api_key="a-key-of-tests-for-all") as client:
+    with Client(pod.url, api_key=KEY) as client:
         saved = client.download(job["job_id"], tmp_path / "model.glb")
     # a request with both signature and key would have been refused
     assert (saved.sha256, saved.resumed) == (digest, 1)
@@ -289,19 +280,19 @@ def test_the_client_resumes_at_the_bucket_and_keeps_its_key_to_itself(
 
 
 def test_the_client_notices_damage_on_the_way_from_the_bucket(
-    locked: Server, proxy: FaultyProxy, tmp_path: Path
+    pod: Server, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
-    job = locked.done(picture(), size_bytes=SIZE)
+    job = pod.done(picture(), size_bytes=SIZE)
     digest = asset(job, "model.glb")["sha256"]
     damage = proxy.fail("damage response", "GET", digest, after=500_000)
-    with Client(locked.url, api_key="a-key-of-tests-for-all") as client:
+    with Client(pod.url, api_key=KEY) as client:
         assert client.download(job["job_id"], tmp_path / "model.glb").sha256 == digest
     assert damage.times == 0
 
 
 def test_the_client_runs_a_picture_of_the_history_again(pod: Server) -> None:
     job = pod.done(picture())
-    with Client(pod.url) as client:
+    with Client(pod.url, api_key=KEY) as client:
         again = client.generate(client.job(job["job_id"]).view, "stub", {"seed": 4711}).wait()
     assert again.status == "completed"
     assert again.asset("image").sha256 == asset(job, "image")["sha256"]
@@ -395,6 +386,17 @@ def test_a_restart_with_an_empty_cache_goes_on(
         assert server.ended(more.json()["job_id"])["status"] == "completed"
 
 
+def test_files_can_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path / "data", storage=f"file://{tmp_path}/files")
+    with serving(settings) as server:
+        job = server.done(picture())
+        glb = server.client.get(job["download_url"])
+        assert (glb.status_code, glb.content[:4]) == (200, b"glTF")
+        digest = asset(job, "model.glb")["sha256"]
+    assert (tmp_path / "files/blobs" / digest[:2] / digest).read_bytes() == glb.content
+    assert not (tmp_path / "data/blobs").exists()
+
+
 def test_a_prefix_belongs_to_one_database(
     pod: Server, on_s3: Callable[..., Settings], tmp_path: Path
 ) -> None:
@@ -408,26 +410,29 @@ def test_a_prefix_belongs_to_one_database(
 
 
 def test_retention_marks_first_and_removes_after_the_life_of_a_url(
-    pod: Server, storage: S3Server
+    on_s3: Callable[..., Settings], tmp_path: Path, storage: S3Server
 ) -> None:
-    job = pod.done(picture())
-    digest = asset(job, "model.glb")["sha256"]
-    url = pod.client.get(job["download_url"]).headers["location"]
-    engine, blobs = pod.engine, blobs_of(pod)
-    settings = engine.settings.model_copy(update={"keep_results_s": 10 * DAY, "keep_stages_s": 1.0})
-    sweeper = Sweeper(settings, engine.store, blobs, set, engine.forgot)
+    with serving(on_s3(tmp_path, "retention")) as server:
+        job = server.done(picture())
+        digest = asset(job, "model.glb")["sha256"]
+        url = server.client.get(job["download_url"]).headers["location"]
+        engine, blobs = server.engine, blobs_of(server)
+        ages = {"keep_results_s": 10 * DAY, "keep_stages_s": 1.0}
+        settings = engine.settings.model_copy(update=ages)
+        sweeper = Sweeper(settings, engine.store, blobs, set, engine.forgot)
 
-    def sweep() -> int:
-        return pod.on_loop(lambda: sweeper.sweep(time.time() + 20 * DAY))
+        def sweep() -> int:
+            return server.on_loop(lambda: sweeper.sweep(time.time() + 20 * DAY))
 
-    assert sweep() == 0
-    assert pod.client.get(job["download_url"]).status_code == 410
-    assert httpx.get(url).content.startswith(b"glTF")
-    storage.age(BUCKET, f"pod/marks/{digest}", blobs.grace_s - 60)
-    assert sweep() == 0
-    storage.age(BUCKET, f"pod/marks/{digest}", 120)
-    assert sweep() >= 1
-    assert digest not in keys(storage, "pod")
+        assert sweep() == 0
+        assert server.client.get(job["download_url"]).status_code == 410
+        assert httpx.get(url).content.startswith(b"glTF")
+        storage.age(BUCKET, f"retention/marks/{digest}", blobs.grace_s - 60)
+        assert sweep() == 0
+        storage.age(BUCKET, f"retention/marks/{digest}", 120)
+        assert sweep() == 1
+        assert digest not in keys(storage, "retention")
+        assert server.job(job["job_id"])["status"] == "completed"
 
 
 # --- a router
