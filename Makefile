@@ -7,11 +7,12 @@ OUT ?= out
 ARGS ?=
 
 BIN := $(VENV)/bin
+UPSTREAM_PYTHON ?= $(BIN)/python
 SERVING := $(VENV)/.serving-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve setup test check format bench chaos lock licences clean
+.PHONY: help run serve setup test upstream check format bench chaos lock licences clean
 
 help: ## list the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -27,6 +28,14 @@ setup: $(SERVING) ## make the virtual environment (PYTHON=..., VENV=...)
 
 test: $(DEV) ## run every test (ARGS=... for pytest)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+upstream: ## upstream's own code without a GPU (MODEL=..., POLYPOD_UPSTREAM=its checkout)
+	@if [ -z "$(MODEL)" ]; then echo "Name the model: make upstream MODEL=sam3d"; exit 2; \
+	elif [ -z "$$POLYPOD_UPSTREAM" ]; then \
+	  echo "Skipped: set POLYPOD_UPSTREAM to a checkout of the source of $(MODEL)."; \
+	elif ! $(UPSTREAM_PYTHON) -c "import torch, pytest"; then \
+	  echo "Skipped: UPSTREAM_PYTHON=$(UPSTREAM_PYTHON) needs torch and pytest."; \
+	else $(UPSTREAM_PYTHON) -m pytest --noconftest -rs $(ARGS) tests/upstream/test_$(MODEL).py; fi
 
 check: $(DEV) ## lint, format and types
 	@$(BIN)/ruff check .
