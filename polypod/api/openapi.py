@@ -37,7 +37,7 @@ class Operation:
 
 _FILE = "application/octet-stream"
 _EVENTS = "text/event-stream"
-_SUBMIT_ERRORS = (400, 404, 409, 413, 415, 422, 429, 503)
+_SUBMIT_ERRORS = (400, 404, 409, 410, 413, 415, 422, 429, 503)
 _KEY = {"Idempotency-Key": "Repeating a request with the same key makes no second job."}
 _RANGE = {"Range": "One range of bytes.", "If-None-Match": "An ETag.", "If-Range": "An ETag."}
 _LAST = {"Last-Event-ID": "Goes on after this event; an unknown one is harmless."}
@@ -63,7 +63,7 @@ OPERATIONS = (
     Operation(
         *("POST", "/generate/sync", "Jobs", "Submit a job and wait for its result"),
         answers={200: _FILE},
-        errors=(*_SUBMIT_ERRORS, 410, 504),
+        errors=(*_SUBMIT_ERRORS, 504),
         headers=_KEY,
         body="generate",
     ),
@@ -77,7 +77,7 @@ OPERATIONS = (
     Operation(
         *("POST", "/models/{model}/generate/sync", "Jobs", "Submit a job and wait for its result"),
         answers={200: _FILE},
-        errors=(*_SUBMIT_ERRORS, 410, 504),
+        errors=(*_SUBMIT_ERRORS, 504),
         headers=_KEY,
         body="generate",
     ),
@@ -99,7 +99,7 @@ OPERATIONS = (
     Operation(
         *("POST", "/job/{job_id}/continue", "Jobs", "Go on from a job, with other parameters"),
         answers={202: "Accepted"},
-        errors=(*_SUBMIT_ERRORS, 410),
+        errors=_SUBMIT_ERRORS,
         headers=_KEY,
         body="changes",
     ),
@@ -122,14 +122,14 @@ OPERATIONS = (
     ),
     Operation(
         *("GET", "/job/{job_id}/download", "Results", "The main result"),
-        answers={200: _FILE, 206: _FILE, 304: ""},
+        answers={200: _FILE, 206: _FILE, 304: "", 307: ""},
         errors=(404, 409, 410, 416, 422, 503),
         query={"format": _FORMAT},
         headers=_RANGE,
     ),
     Operation(
         *("GET", "/job/{job_id}/result/{asset}", "Results", "Any file of a job"),
-        answers={200: _FILE, 206: _FILE, 304: ""},
+        answers={200: _FILE, 206: _FILE, 304: "", 307: ""},
         errors=(404, 409, 410, 416, 422, 503),
         headers=_RANGE,
     ),
@@ -343,6 +343,9 @@ def _answer(status: int, what: str) -> dict[str, Any]:
         answer["headers"] = {
             name: {"schema": {"type": "string"}} for name in ("ETag", "Accept-Ranges")
         }
+    elif status == 307:
+        where = "The file in the storage, for a while; not for the API key."
+        answer["headers"] = {"Location": {"schema": {"type": "string"}, "description": where}}
     elif what == _EVENTS:
         answer["content"] = {_EVENTS: {"schema": {"$ref": "#/components/schemas/Event"}}}
     elif what:
