@@ -21,6 +21,7 @@ import psutil
 from polypod.build import bake
 from polypod.build.steps import has_weights
 from polypod.image import Home
+from polypod.jobs.fits import CLASS_SLACK
 from polypod.model import Model
 from polypod.settings import Settings
 from polypod.workers.devices import Devices, Gpu
@@ -29,8 +30,7 @@ GIB = 1024**3
 WORKING_GB = 2.0
 """What jobs need on the disk beside what is there already."""
 IMPORTS_S = 600.0
-CLASS_SLACK = 1.07
-"""A card sold with 24 GB tells of 22.5: what is asked for is meant as its seller says it."""
+
 TRY = """
 import importlib, json, sys
 failed = {}

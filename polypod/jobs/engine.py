@@ -156,12 +156,14 @@ class Engine:
 
         Raises:
             QueueFull, Conflict: see `Store.submit`.
-            Unavailable: the service stops, or the disk is full.
+            Unavailable: the service stops, the disk is full, or what the model needs is missing.
+            BadInput: it needs more GPU memory than there is.
         """
         if self._stopping:
             raise Unavailable(
                 "The service is stopping.", "Try again in a minute.", retry_after_s=30
             )
+        self.runner.check(self.models[submission.model], submission.params, submission.until)
         job = Job(
             id=submission.id or new_id(),
             model=submission.model,

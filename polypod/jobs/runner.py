@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from polypod.assets.storage import BlobStore
@@ -35,6 +35,10 @@ class Runner(Protocol):
 
     def forgot(self, keys: list[str]) -> None:
         """These stages are kept no longer."""
+        ...
+
+    def check(self, model: Model, params: Mapping[str, Any], until: str) -> None:
+        """Raises BadInput for a job that nothing here could do, Unavailable if none can be now."""
         ...
 
     def eta(self, live: Live, ahead: int) -> float | None:

@@ -19,13 +19,14 @@ from polypod import metrics
 from polypod.assets.storage import patiently, renew_all
 from polypod.background import Background
 from polypod.errors import Problem
-from polypod.jobs import publish
+from polypod.jobs import fits, publish
 from polypod.jobs.faults import explained
 from polypod.jobs.job import Asset, FileRef, Job, JobError, KeptStage, StageRun
 from polypod.jobs.live import Live
 from polypod.jobs.runner import Book
 from polypod.jobs.schedule import Place, Reserve, Start, next_action
 from polypod.model import Model
+from polypod.workers.checkup import Checkup
 from polypod.workers.devices import Devices
 from polypod.workers.events import Finished
 from polypod.workers.pool import Pool
@@ -44,6 +45,7 @@ class StageRunner:
 
     def __init__(self, book: Book) -> None:
         self.pool: Pool
+        self._checkup: Checkup
         self._book = book
         self._queue = book.queue
         self._store = book.store
@@ -67,9 +69,21 @@ class StageRunner:
     async def start(self) -> None:
         await asyncio.to_thread(_clear, self._work)
         self._kept.update(await self._store.stage_keys())
-        await self._devices.look()
         book = self._book
+        self._checkup = Checkup(book.models.values(), book.settings, self._devices)
+        well = await self._checkup.look()
         self.pool = Pool(book.models.values(), book.settings, self, self._devices.capacity_gb)
+        if well:
+            await self._open()
+        else:
+            self._background.run(self._open_when_well())
+
+    async def _open_when_well(self) -> None:
+        await self._checkup.wait_until_well()
+        await self._open()
+        self._wake()
+
+    async def _open(self) -> None:
         await self.pool.start()
         self._running = True
 
@@ -96,6 +110,11 @@ class StageRunner:
     def forgot(self, keys: list[str]) -> None:
         self._kept.difference_update(keys)
 
+    def check(self, model: Model, params: Mapping[str, Any], until: str) -> None:
+        self._checkup.check()
+        if self._book.settings.needs == "on":
+            fits.check(model, params, until, self.pool.capacity_gb)
+
     def eta(self, live: Live, ahead: int) -> float | None:
         running = list(self._queue.processing.values())
         lanes = self._book.settings.max_concurrent
@@ -108,7 +127,10 @@ class StageRunner:
     def describe(self) -> dict[str, Any]:
         errors = self.pool.load_errors.values()
         return {
-            "reasons": [f"{error.message} {error.hint}".strip() for error in errors],
+            "reasons": [
+                *self._checkup.reasons,
+                *(f"{error.message} {error.hint}".strip() for error in errors),
+            ],
             "model_loaded": self.pool.loaded,
             **self._devices.describe(),
             "slots": self.pool.describe(),

@@ -67,7 +67,7 @@ def model_of(card: Mapping[str, Any]) -> CardModel:
 
 
 def _needs(card: Mapping[str, Any]) -> Needs:
-    figures: dict[str, Any] = {**card, "cases": tuple(Case(**case) for case in card["cases"])}
+    figures: dict[str, Any] = {**card, "cases": tuple(Case(**case) for case in card.get("cases", ()))}
     return Needs(**figures)
 
 
@@ -78,7 +78,7 @@ def _stage(card: Mapping[str, Any]) -> Stage:
         outputs=(),
         assets=tuple(card["assets"]),
         slot=card["slot"],
-        worker=card["worker"],
+        worker=card.get("worker", ""),
         share=card["share"],
     )
 

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ import httpx
 from polypod.background import Background
 from polypod.client import ClientError
 from polypod.errors import Problem
+from polypod.jobs import fits
 from polypod.jobs.job import Job, JobError
 from polypod.jobs.live import Live
 from polypod.jobs.runner import Book
@@ -206,6 +207,17 @@ class Dispatcher:
 
     def forgot(self, keys: list[str]) -> None:
         """The router keeps no stages."""
+
+    def check(self, model: Model, params: Mapping[str, Any], until: str) -> None:
+        """Refused only where every endpoint of the model is known to be too small."""
+        serving = [e.vram_gb for e in self.endpoints.values() if model.name in e.models]
+
+        def most(slot: str) -> float | None:
+            known = [there[slot] for there in serving if slot in there]
+            return max(known) if known and len(known) == len(serving) else None
+
+        if self._book.settings.needs == "on":
+            fits.check(model, params, until, most)
 
     def eta(self, live: Live, ahead: int) -> float | None:
         assert isinstance(live, RoutedLive)

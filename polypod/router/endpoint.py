@@ -68,6 +68,15 @@ class Endpoint:
         return str(self.health.get("store_id") or "")
 
     @property
+    def vram_gb(self) -> dict[str, float]:
+        """GPU memory by slot, as far as it tells."""
+        found: dict[str, float] = {}
+        for lane in self.health.get("slots") or ():
+            if gb := lane.get("vram_gb"):
+                found |= {slot: max(gb, found.get(slot, 0.0)) for slot in lane.get("slots", ())}
+        return found
+
+    @property
     def takes_jobs(self) -> bool:
         return self.state == "ready"
 

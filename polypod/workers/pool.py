@@ -209,12 +209,18 @@ class Pool:
         }
         return bool(alive)
 
+    def capacity_gb(self, slot: str) -> float | None:
+        """GPU memory that a worker of the slot may take; None where it is not known."""
+        lanes = (lane for lane in self._lanes.values() if slot in lane.slots)
+        return next((lane.capacity_gb for lane in lanes), None)
+
     def describe(self) -> list[dict[str, Any]]:
         """Each lane: device, slots, what it runs since when, and the memory of its workers."""
         return [
             {
                 "device": lane.device,
                 "slots": sorted(lane.slots),
+                "vram_gb": lane.capacity_gb,
                 "stage": (lane.running and lane.running.stage) or None,
                 "job": lane.running.assignment.job if lane.running else None,
                 "since": (lane.running and lane.running.since) or None,
