@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,6 +110,7 @@ def load_pipeline() -> SimpleNamespace:
     import torch
 
     choose_attention(torch.cuda.get_device_name(0))
+    keep_off_the_network(torch)
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
     from sam3d_objects.model.backbone.tdfy_dit.modules import sparse
@@ -119,7 +119,7 @@ def load_pipeline() -> SimpleNamespace:
 
     checkpoints = Path(os.environ["SAM3D_CHECKPOINTS"])
     config = OmegaConf.load(checkpoints / "pipeline.yaml")
-    config.workspace_dir = str(offline_copy(checkpoints, OmegaConf))
+    config.workspace_dir = str(checkpoints)
     config.compile_model = False  # its warm-up calls a method that upstream does not have
     config.slat_decoder_gs_4_config_path = config.slat_decoder_gs_4_ckpt_path = None
     config.depth_model.model.pretrained_model_name_or_path = os.environ["SAM3D_MOGE"]
@@ -153,30 +153,12 @@ def choose_attention(gpu: str) -> None:
     import sam3d_objects.model.backbone.tdfy_dit.modules.sparse  # noqa: F401
 
 
-def offline_copy(checkpoints: Path, OmegaConf) -> Path:
-    """A folder like `checkpoints` whose configurations take DINOv2's code from SAM3D_DINO.
-
-    Upstream reads these files again itself, so changing the loaded configuration is not enough.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="sam3d-"))
-    for path in checkpoints.iterdir():
-        (folder / path.name).symlink_to(path)
-    for name in ("ss_generator.yaml", "slat_generator.yaml"):
-        tree = OmegaConf.to_container(OmegaConf.load(checkpoints / name), resolve=False)
-        for node in nodes_of(tree):
-            if str(node.get("_target_", "")).endswith(".Dino"):
-                node.update(repo_or_dir=os.environ["SAM3D_DINO"], source="local")
-        (folder / name).unlink()
-        OmegaConf.save(OmegaConf.create(tree), folder / name)
-    return folder
-
-
-def nodes_of(tree):
-    """Every mapping in nested mappings and lists."""
-    if isinstance(tree, dict):
-        yield tree
-    for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
-        yield from nodes_of(part)
+def keep_off_the_network(torch) -> None:
+    """DINOv2's code from SAM3D_DINO: upstream would ask GitHub for it, even where it has a copy."""
+    load_hub = torch.hub.load
+    torch.hub.load = lambda repo_or_dir, model, source="", **more: load_hub(
+        os.environ["SAM3D_DINO"], model, source="local", **more
+    )
 
 
 # --- depth, structure, latent: input.png -> pointmap.npz -> structure.npz, pose.json -> latent.npz

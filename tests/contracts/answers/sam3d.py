@@ -46,6 +46,9 @@ def make_base_pipeline(given: SimpleNamespace) -> None:
     pipe = given.self
     for name in ("ss_cfg_strength", "ss_rescale_t", "slat_cfg_strength", "slat_rescale_t"):
         setattr(pipe, name, getattr(given, name))
+    dino = {"repo_or_dir": "facebookresearch/dinov2", "model": "dinov2_vitl14_reg"}
+    loaded = torch.hub.load(**dino, source="github", verbose=False)
+    assert loaded == ("/src/dinov2", "dinov2_vitl14_reg", {"verbose": False})
     pipe.device = torch.device("cuda")
     pipe.ss_preprocessor, pipe.slat_preprocessor = "ss", "slat"
     pipe.models = {"ss_generator": Generator(), "slat_generator": Generator()}
