@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmarks.figures import Row, markdown, show
 
 PARTS = (
-    *("submit", "overhead", "busy", "history", "status", "download", "start", "cancel"),
+    *("submit", "overhead", "busy", "pipeline", "history", "status", "download", "start", "cancel"),
     *("router", "router_busy", "router_queue", "router_relay"),
 )
 WIDTH = 120

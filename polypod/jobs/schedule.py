@@ -11,6 +11,9 @@ from dataclasses import dataclass
 WorkerKey = tuple[str, str]
 """Model and worker name."""
 
+BATCH = 10
+"""Tasks that a worker does in a row, if there are as many, before another takes its memory."""
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -46,6 +49,10 @@ class Place:
     """Memory for resident workers; None: no limit."""
     closed_until: float = 0.0
     """Back-off after a death."""
+    crowded: bool = False
+    """Not all workers of its slots fit into its memory together."""
+    row_left: int = 0
+    """How many tasks of its `BATCH` the newest worker has not done."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,8 @@ def _pick(
     load_seconds: Mapping[WorkerKey, float],
     needs_gb: Mapping[WorkerKey, float],
 ) -> Ready | None:
-    """The oldest, unless its worker would push others out and has not yet waited two load times."""
+    """The oldest; but work for resident workers goes before what would push them out, until that
+    has waited two load times and the newest worker has done a batch."""
     fitting = [r for r in candidates if r.slot in place.slots]
     if not fitting:
         return None
@@ -121,7 +129,7 @@ def _pick(
     if not _evictions(oldest.worker, place, needs_gb):
         return oldest
     patience = 2 * load_seconds.get(oldest.worker, 0.0)
-    if now - oldest.since >= patience:
+    if now - oldest.since >= patience and not place.row_left:
         return oldest
     return next((r for r in fitting if r.worker in place.resident), oldest)
 

@@ -24,7 +24,7 @@ from polypod.jobs.faults import explained
 from polypod.jobs.job import Asset, FileRef, Job, JobError, KeptStage, StageRun
 from polypod.jobs.live import Live
 from polypod.jobs.runner import Book
-from polypod.jobs.schedule import Place, Reserve, Start, next_action
+from polypod.jobs.schedule import BATCH, Place, Reserve, Start, next_action
 from polypod.model import Model
 from polypod.workers.checkup import Checkup
 from polypod.workers.devices import Devices
@@ -232,11 +232,13 @@ class StageRunner:
         return not live.ended and live.next_key not in self._computing
 
     def _may_begin(self, places: Sequence[Place]) -> int:
-        """How many jobs may still start preparing: CPU stages look ahead by one per GPU slot."""
+        """How many jobs may still start preparing: CPU stages look ahead by one per GPU slot, and by
+        a batch where workers take turns on a device."""
         gpu = [p for p in places if p.slots - {"cpu"}]
         handed = [self._queue.lives.get(job) for p in places for job in (p.running, p.reserved)]
         begun = len(self._queue.processing) + sum(1 for live in handed if live and live.begins)
-        return len(gpu) + len({slot for p in gpu for slot in p.slots - {"cpu"}}) - begun
+        batches = BATCH * sum(place.crowded for place in gpu)
+        return len(gpu) + len({slot for p in gpu for slot in p.slots - {"cpu"}}) + batches - begun
 
     def _wake_when_a_place_opens(self, times: list[float], now: float) -> None:
         if self._wake_timer:

@@ -18,7 +18,7 @@ from polypod import metrics, tracing
 from polypod.background import Background
 from polypod.image import Home
 from polypod.jobs.job import JobError
-from polypod.jobs.schedule import Place, WorkerKey
+from polypod.jobs.schedule import BATCH, Place, WorkerKey
 from polypod.model import Model
 from polypod.settings import Settings
 from polypod.workers import events as e
@@ -86,6 +86,13 @@ class _Lane:
     deaths: int = 0
     closed_until: float = 0.0
     idle_since: float = field(default_factory=time.monotonic)
+    crowded: bool = False
+    row: tuple[WorkerKey | None, int] = (None, 0)
+    """The worker that was handed the newest tasks, and how many in a row."""
+
+    def count(self, worker: WorkerKey) -> None:
+        last, tasks = self.row
+        self.row = worker, tasks + 1 if worker == last else 1
 
     def handed(self) -> list[_Handed]:
         return [h for h in (self.running, self.reserved) if h]
@@ -101,6 +108,8 @@ class _Lane:
             resident=tuple(self.workers),
             capacity_gb=self.capacity_gb,
             closed_until=self.closed_until,
+            crowded=self.crowded,
+            row_left=max(BATCH - self.row[1], 0) if self.crowded else 0,
         )
 
 
@@ -135,17 +144,17 @@ class Pool:
         devices: dict[str, set[str]] = {}
         for slot in self._slots.values():
             devices.setdefault(self.settings.device(slot), set()).add(slot)
-        count = self.settings.max_concurrent
-        return [
-            _Lane(
-                id=f"{device}/{number}",
-                device=device,
-                slots=frozenset(slots),
-                capacity_gb=gb / count if (gb := device_gb(device)) else None,
-            )
-            for device, slots in devices.items()
-            for number in range(count)
-        ]
+        lanes: list[_Lane] = []
+        for device, slots in devices.items():
+            gb, count = device_gb(device), self.settings.max_concurrent
+            capacity = gb / count if gb else None
+            needed = sum(self.needs_gb[key] for key, slot in self._slots.items() if slot in slots)
+            crowded = capacity is not None and needed > capacity
+            lanes += [
+                _Lane(f"{device}/{number}", device, frozenset(slots), capacity, crowded=crowded)
+                for number in range(count)
+            ]
+        return lanes
 
     async def start(self) -> None:
         """End what a dead server left behind, then load every worker that fits."""
@@ -169,12 +178,14 @@ class Pool:
         """Run `assignment` on a free place, after ending the workers in `evict`."""
         lane = self._lanes[place]
         lane.running = handed = self._handed(assignment)
+        lane.count(assignment.worker)
         self._background.run(self._begin(lane, handed, evict))
 
     def reserve(self, assignment: Assignment, place: str) -> None:
         """Hand `assignment` to the worker that is busy on the place."""
         lane = self._lanes[place]
         lane.reserved = handed = self._handed(assignment)
+        lane.count(assignment.worker)
         self._hand_over(lane, handed)
 
     def revoke(self, place: str) -> None:

@@ -103,6 +103,16 @@ CASES = {
         [place(resident=(SHAPE,), capacity_gb=24)],
         Start("j1", "cuda:0/0", PAINT, evict=(SHAPE,)),
     ),
+    "and the worker that was loaded for its work has done a batch of it": (
+        [ready("j1", PAINT, since=NOW - 20), ready("j2", SHAPE)],
+        [place(resident=(SHAPE,), capacity_gb=24, row_left=1)],
+        Start("j2", "cuda:0/0", SHAPE),
+    ),
+    "a batch that nothing is left of is done": (
+        [ready("j1", PAINT)],
+        [place(resident=(SHAPE,), capacity_gb=24, row_left=9)],
+        Start("j1", "cuda:0/0", PAINT, evict=(SHAPE,)),
+    ),
     "no swap is put off for nothing": (
         [ready("j1", PAINT)],
         [place(resident=(SHAPE,), capacity_gb=24)],
