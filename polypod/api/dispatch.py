@@ -18,6 +18,7 @@ from polypod.access.keys import DISPATCH
 from polypod.api.body import read_json
 from polypod.api.endpoint import Api, needs, owner_of, seen_owner
 from polypod.api.submit import accepted
+from polypod.assets.storage import path_of, renew_all
 from polypod.errors import BadInput, BadRequest, Conflict, NotFound
 from polypod.jobs.engine import Submission
 from polypod.jobs.job import FileRef
@@ -42,10 +43,12 @@ async def put_blob(api: Api, request: Request) -> Response:
 
 @needs(DISPATCH)
 async def get_blob(api: Api, request: Request) -> Response:
-    """GET and HEAD /blobs/{sha256}."""
-    digest = _digest(request)
+    """GET and HEAD /blobs/{sha256}. What HEAD has found stays, as if it had been put now."""
+    digest, blobs = _digest(request), api.engine.blobs
+    if request.method == "HEAD" and await renew_all(blobs, [digest]):
+        return Response(None)
     try:
-        path = api.engine.blobs.path(digest)
+        path = await path_of(blobs, digest)
     except KeyError:
         raise NotFound("There is no such file here.", "PUT it first.") from None
     return FileResponse(path, media_type="application/octet-stream")
@@ -71,7 +74,8 @@ async def put_job(api: Api, request: Request) -> Response:
         return accepted(api, await api.engine.job(known.id, seen_owner(request)))
     model = api.model(str(body.get("model") or ""))
     inputs = _inputs(model, body.get("inputs"))
-    missing = [ref.digest for ref in inputs.values() if not _is_here(api, ref.digest)]
+    digests = [ref.digest for ref in inputs.values()]
+    missing = [d for d in digests if not await renew_all(api.engine.blobs, [d])]
     if missing:
         raise Conflict(
             "Inputs of the job are not here.", "PUT /blobs/SHA256 first.", missing=missing
@@ -121,14 +125,6 @@ def _inputs(model: Model, given: Any) -> dict[str, FileRef]:
         if declared.required and name not in inputs:
             raise BadInput(f"Input {name!r} is missing.", "Every required input must be there.")
     return inputs
-
-
-def _is_here(api: Api, digest: str) -> bool:
-    try:
-        api.engine.blobs.path(digest)
-    except KeyError:
-        return False
-    return True
 
 
 def _digest(request: Request) -> str:

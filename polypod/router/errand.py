@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from polypod.assets.blobs import Blobs
+from polypod.assets.storage import BlobStore, path_of, patiently, renew_all
 from polypod.client import ApiError, AssetView, Event, JobView
-from polypod.errors import Problem
+from polypod.errors import Problem, Unavailable
 from polypod.jobs.job import Asset, FileRef, JobError, StageRun
 from polypod.jobs.runner import Book
+from polypod.jobs.stages import FILE_LOST
 from polypod.router.endpoint import Endpoint, document
 from polypod.router.routed import RoutedLive
 
@@ -44,7 +47,7 @@ class Errand:
     """`run` returns when the job has ended here; cancelled, it leaves the pod as it is."""
 
     def __init__(
-        self, live: RoutedLive, endpoint: Endpoint, book: Book, blobs: Blobs, work: Path
+        self, live: RoutedLive, endpoint: Endpoint, book: Book, blobs: BlobStore, work: Path
     ) -> None:
         self._live = live
         self._endpoint = endpoint
@@ -110,7 +113,10 @@ class Errand:
         if (await self._endpoint.http.head(path)).status_code == 200:
             return
         headers = {"Content-Type": ref.media_type, "Content-Length": str(ref.size)}
-        content = _chunks(self._blobs.path(ref.digest))
+        try:
+            content = _chunks(await path_of(self._blobs, ref.digest))
+        except KeyError:
+            raise Refused(FILE_LOST, for_good=True) from None
         answer = await self._endpoint.http.put(path, content=content, headers=headers)
         answer.raise_for_status()
 
@@ -156,14 +162,13 @@ class Errand:
     async def _bring(self, view: AssetView, folder: Path) -> Asset:
         """Fetch one file, unless it is here; the client checks its digest."""
         ref = FileRef(view.sha256, view.size or 0, view.media_type, view.name)
-        try:
-            self._blobs.path(view.sha256)
-        except KeyError:
+        if not await renew_all(self._blobs, [view.sha256]):
             path = folder / view.name
             await self._endpoint.client.download(self._live.job.id, path, asset=view.name)
-            ref = await asyncio.to_thread(self._blobs.put_file, path, view.media_type, view.name)
+            put = partial(self._blobs.put_file, path, view.media_type, view.name)
+            ref = await patiently(put, math.inf, self._wait_for_storage)
             if ref.digest != view.sha256:
-                raise Problem(f"{view.name} came with other bytes than announced.") from None
+                raise Problem(f"{view.name} came with other bytes than announced.")
         asset = Asset(
             view.name, ref, "manifest" if view.kind == "manifest" else "output", view.stage
         )
@@ -171,6 +176,11 @@ class Errand:
             self._live.assets.append(asset)
             self._book.gained(self._live, [asset])
         return asset
+
+    def _wait_for_storage(self, problem: Unavailable) -> None:
+        """The pod keeps the files until then."""
+        self._live.message = problem.message
+        self._book.moved(self._live)
 
     async def _bring_home(self, view: JobView, folder: Path) -> None:
         """All files of the completed job, in the pod's order, and how its stages went."""
@@ -183,9 +193,8 @@ class Errand:
         self._live.assets = [*inputs, *order]
         manifest = next((a for a in order if a.kind == "manifest"), None)
         if manifest:
-            self._live.runs = await asyncio.to_thread(
-                _stage_runs, self._blobs.path(manifest.file.digest)
-            )
+            path = await path_of(self._blobs, manifest.file.digest)
+            self._live.runs = await asyncio.to_thread(_stage_runs, path)
 
 
 def _stage_runs(manifest: Path) -> list[StageRun]:
