@@ -6,6 +6,7 @@ import base64
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import httpx
 import pytest
 
 from polypod.api.compat.sam3d import translated
+from polypod.image import Image
+from polypod.settings import Settings
 from services.sam3d.model import MODEL as SAM3D
 from tests.api.serving import Server, make_picture, until
+from tests.contracts.sam3d import environment
 
 PICTURE = base64.b64encode(make_picture()).decode()
 SEEDS = itertools.count(90_000)
@@ -29,6 +33,18 @@ def wrapper(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with serve(tmp_path_factory.mktemp("data"), compat={"sam3d": "stub"}) as one:
         until(lambda: one.client.get("/readyz").status_code == 200 or one.engine.ready)
         yield one
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of sam3d itself, on stand-ins of upstream."""
+    folder = tmp_path_factory.mktemp("own")
+    model = replace(SAM3D, image=Image(env={**SAM3D.image.env, **environment(folder)}))
+    server = Server(Settings(data=folder / "data", doctor="off", needs="off"), model)
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 def body(**fields: Any) -> dict[str, Any]:
@@ -194,6 +210,29 @@ def test_without_its_model_the_protocol_says_what_to_set(server: Server) -> None
     assert "POLYPOD_COMPAT=sam3d=MODEL" in answer.json()["error"]
     unclaimed = server.client.post("/generate", json=client_body())
     assert unclaimed.status_code == 422
+
+
+def test_its_own_model_answers_without_a_setting(own: Server) -> None:
+    """The older client's request, through all stages; its `simplify` reaches the model."""
+    answer = own.client.post("/generate", json=client_body(mask_mode="center", simplify=0.5))
+    assert answer.status_code == 200 and answer.json()["success"] is True, answer.text
+    job = own.job(own.history()[0])
+    asked = {"simplify": 0.5, "mask_mode": "center", "texture_size": 1024, "nviews": 200}
+    assert asked.items() <= job["params"].items()
+    manifest = own.client.get(f"/job/{job['job_id']}/result/manifest.json").json()
+    assert manifest["outputs"]["model.glb"]["note"].startswith("glTF axes: +Y up")
+    splat = own.client.post(f"{AT}/generate-ply", json=body(mask_mode="full"))
+    assert splat.content[:3] == b"ply"
+    told = own.client.get(f"/job/{own.history()[0]}/result/manifest.json").json()
+    assert told["outputs"]["model.ply"]["note"].startswith("Z up, unlike the GLB")
+
+
+def test_a_failure_is_told_to_both_kinds_of_callers(own: Server) -> None:
+    """An opaque, even picture: the background remover finds no object."""
+    client = own.client.post("/generate", json=client_body()).json()
+    assert client["success"] is False and "too small, or empty" in client["error"]
+    sync = own.client.post(f"{AT}/generate/sync", json=body())
+    assert sync.status_code == 500 and set(sync.json()) == {"error"}
 
 
 def test_parameters_become_those_of_the_model() -> None:
