@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from polypod import metrics, tracing
 from polypod.assets.storage import BlobStore, path_of, patiently, renew_all
 from polypod.client import ApiError, AssetView, Event, JobView
 from polypod.errors import Problem, Unavailable
@@ -23,6 +24,7 @@ from polypod.jobs.job import Asset, FileRef, JobError, StageRun
 from polypod.jobs.runner import Book
 from polypod.jobs.stages import FILE_LOST
 from polypod.router.endpoint import Endpoint, document
+from polypod.router.noted import noted
 from polypod.router.routed import RoutedLive
 
 CHUNK = 1 << 20
@@ -62,6 +64,10 @@ class Errand:
         Raises:
             Gone, Refused, ClientError, httpx.HTTPError: it did not end; see `Dispatcher`.
         """
+        with noted(self._live, self._endpoint):
+            await self._run(there)
+
+    async def _run(self, there: bool) -> None:
         folder = Path(tempfile.mkdtemp(prefix="errand-", dir=self._work))
         try:
             if not there:
@@ -91,7 +97,9 @@ class Errand:
         for _ in range(HAND_OVER_TRIES):
             for ref in job.inputs.values():
                 await self._send(ref)
-            answer = await self._endpoint.http.put(f"/job/{job.id}", json=body)
+            answer = await self._endpoint.http.put(
+                f"/job/{job.id}", json=body, headers=tracing.headers(job.trace)
+            )
             if answer.status_code < 300:
                 if document(answer).get("status") not in ("failed", "cancelled"):
                     return
@@ -119,6 +127,7 @@ class Errand:
             raise Refused(FILE_LOST, for_good=True) from None
         answer = await self._endpoint.http.put(path, content=content, headers=headers)
         answer.raise_for_status()
+        metrics.relayed_out(ref.size)
 
     # Back
 
@@ -165,6 +174,7 @@ class Errand:
         if not await renew_all(self._blobs, [view.sha256]):
             path = folder / view.name
             await self._endpoint.client.download(self._live.job.id, path, asset=view.name)
+            metrics.relayed_in(ref.size)
             put = partial(self._blobs.put_file, path, view.media_type, view.name)
             ref = await patiently(put, math.inf, self._wait_for_storage)
             if ref.digest != view.sha256:
@@ -195,6 +205,8 @@ class Errand:
         if manifest:
             path = await path_of(self._blobs, manifest.file.digest)
             self._live.runs = await asyncio.to_thread(_stage_runs, path)
+            for run in self._live.runs:
+                metrics.stage_ended(self._live.model.name, run)
 
 
 def _stage_runs(manifest: Path) -> list[StageRun]:
