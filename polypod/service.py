@@ -37,6 +37,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send, StatelessLifespan
 
 from polypod import lifetime, logs, tracing
+from polypod.api.page import docs_page
 from polypod.command import typed
 from polypod.model import Model
 from polypod.settings import Settings
@@ -215,7 +216,7 @@ class ModelService(Service[Any]):
         return Response(body, media_type="application/json")
 
     async def _docs_page(self, request: Request) -> Response:
-        return HTMLResponse(DOCS_PAGE.replace("TITLE", self.model.title))
+        return HTMLResponse(docs_page(self.model.title))
 
 
 class Hooks:
@@ -313,20 +314,3 @@ def _count_in_memory() -> None:
 
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     BentoMLContainer.metrics_client.set(PrometheusClient(multiproc=False))
-
-
-DOCS_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>TITLE</title>
-<link rel="stylesheet" href="static_content/swagger-ui.css">
-</head>
-<body>
-<div id="docs"></div>
-<script src="static_content/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({url: "docs.json", dom_id: "#docs", deepLinking: true})</script>
-</body>
-</html>
-"""

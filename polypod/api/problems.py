@@ -33,11 +33,8 @@ class RangeNotSatisfiable(Problem):
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The answer for `problem`; its `extra` values become members of the document."""
-    extra = dict(problem.extra)
-    wait = extra.pop("retry_after_s", RETRY_AFTER_S if problem.status == 503 else None)
-    headers = dict(headers or {})
-    if wait is not None:
-        headers["retry-after"] = str(max(1, round(wait)))
+    extra = {name: value for name, value in problem.extra.items() if name != "retry_after_s"}
+    headers = {**(headers or {}), **retry_after(problem)}
     if problem.status == 401:
         headers["www-authenticate"] = "Bearer"
     if isinstance(problem, RangeNotSatisfiable):
@@ -45,6 +42,12 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None)
     return respond(
         problem.status, problem.code(), problem.message, problem.hint, extra, headers=headers
     )
+
+
+def retry_after(problem: Problem) -> dict[str, str]:
+    """The header that says when to try again, where that is known or worth it."""
+    wait = problem.extra.get("retry_after_s", RETRY_AFTER_S if problem.status == 503 else None)
+    return {} if wait is None else {"retry-after": str(max(1, round(wait)))}
 
 
 def respond(

@@ -177,7 +177,7 @@ async def _submit(api: Api, request: Request) -> Job:
         return await submit_body(api, request, body)
 
 
-async def submit_body(api: Api, request: Request, body: Body) -> Job:
+async def submit_body(api: Api, request: Request, body: Body, priority: int = 0) -> Job:
     """Check what a request asks for, keep its files, and put the job in line."""
     key = idempotency_key(request)
     fields = dict(body.fields)
@@ -201,6 +201,7 @@ async def submit_body(api: Api, request: Request, body: Body) -> Job:
             idempotency_key=key,
             request_digest=_digest(model, inputs, resolved, until, webhook_url),
             webhook_url=webhook_url,
+            priority=priority,
         ),
     )
 

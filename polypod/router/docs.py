@@ -14,6 +14,7 @@ from starlette.staticfiles import StaticFiles
 
 from polypod.api import problems
 from polypod.api.openapi import openapi_document
+from polypod.api.page import docs_page
 from polypod.jobs.engine import Engine
 
 ASSETS = "_internal/server/static_content"
@@ -25,7 +26,7 @@ def docs_routes(engine: Engine) -> list[BaseRoute]:
         return Response(_document(engine), media_type="application/json")
 
     async def page(_: Request) -> Response:
-        return HTMLResponse(PAGE)
+        return HTMLResponse(docs_page("polypod"))
 
     return [
         Route("/docs", page),
@@ -150,19 +151,3 @@ PATHS: dict[str, Any] = {
         }
     },
 }
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>polypod</title>
-<link rel="stylesheet" href="static_content/swagger-ui.css">
-</head>
-<body>
-<div id="docs"></div>
-<script src="static_content/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({url: "docs.json", dom_id: "#docs", deepLinking: true})</script>
-</body>
-</html>
-"""

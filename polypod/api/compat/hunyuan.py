@@ -23,6 +23,7 @@ from polypod.api.body import Body, read_json
 from polypod.api.compat.facade import Facade
 from polypod.api.downloads import result_response
 from polypod.api.endpoint import Api, Handler, needs
+from polypod.api.problems import retry_after
 from polypod.errors import BadRequest, NotFound, Problem
 from polypod.jobs.job import Job
 
@@ -117,9 +118,7 @@ def _route(scope: str, handler: Handler) -> Handler:
         except Problem as problem:
             status = problem.status if problem.status in KEPT_STATUSES else 404
             text = f"{problem.message} {problem.hint}".strip()
-            wait = problem.extra.get("retry_after_s")
-            headers = {} if wait is None else {"retry-after": str(max(1, round(wait)))}
-            return JSONResponse({"text": text, "error_code": 1}, status, headers)
+            return JSONResponse({"text": text, "error_code": 1}, status, retry_after(problem))
 
     return needs(scope)(handled)
 

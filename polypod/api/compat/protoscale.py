@@ -25,6 +25,7 @@ from polypod.api.body import Body, read_body
 from polypod.api.compat.facade import Facade
 from polypod.api.downloads import file_response
 from polypod.api.endpoint import Api, Handler, needs
+from polypod.api.problems import retry_after
 from polypod.errors import BadRequest, Conflict, NotFound, Problem
 from polypod.jobs.derived import VIEWS
 from polypod.jobs.engine import Submission
@@ -269,10 +270,8 @@ def _route(scope: str, handler: Handler) -> Handler:
         try:
             return await handler(api, request)
         except Problem as problem:
-            wait = problem.extra.get("retry_after_s")
-            headers = {} if wait is None else {"retry-after": str(max(1, round(wait)))}
             detail = f"{problem.message} {problem.hint}".strip()
-            return JSONResponse({"detail": detail}, problem.status, headers)
+            return JSONResponse({"detail": detail}, problem.status, retry_after(problem))
 
     return needs(scope)(handled)
 

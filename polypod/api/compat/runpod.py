@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import functools
-from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +18,6 @@ from starlette.types import Message, Receive
 
 from polypod import metrics
 from polypod.access.keys import GENERATE, READ
-from polypod.api import params as parameters
 from polypod.api.body import Body, read_json
 from polypod.api.compat import protocol
 from polypod.api.compat.desk import Desk
@@ -32,9 +30,8 @@ from polypod.api.endpoint import (
     seen_owner,
     unless_disconnected,
 )
-from polypod.api.inputs import Kept, find_sources, keep_input
-from polypod.api.problems import Gone
-from polypod.api.submit import idempotency_key, take_webhook
+from polypod.api.problems import Gone, retry_after
+from polypod.api.submit import submit_body
 from polypod.assets.storage import renew_all
 from polypod.errors import BadRequest, Conflict, NotFound, Problem, TooLarge
 from polypod.jobs.engine import Submission
@@ -162,10 +159,8 @@ def _route(scope: str, handler: Handler) -> Handler:
         try:
             return await handler(api, request)
         except Problem as problem:
-            wait = problem.extra.get("retry_after_s")
-            headers = {} if wait is None else {"retry-after": str(max(1, round(wait)))}
             body = {"error": problem.message, "hint": problem.hint, "code": problem.code()}
-            return JSONResponse(body, protocol.error_status(problem), headers)
+            return JSONResponse(body, protocol.error_status(problem), retry_after(problem))
 
     return needs(scope)(handled)
 
@@ -183,37 +178,13 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
 
 
 async def _submit(api: Api, request: Request, most_bytes: int) -> Job:
-    model, key = _model(api, request), idempotency_key(request)
+    _model(api, request)
     api.count_submit(request)
     limited = Request(request.scope, _at_most(request.receive, most_bytes))
     order = protocol.read_order(await read_json(limited))
-    fields = order.input
-    named = parameters.take_text(fields, "model")
-    if named and named != model.name:
-        raise BadRequest(f"The address says model {model.name!r}, the input {named[:64]!r}.")
-    until = parameters.take_text(fields, "until")
-    webhook_url = take_webhook(api, {"webhook_url": order.webhook})
-    sources, given = find_sources(model.inputs, Body(fields))
-    resolved = parameters.resolve(model, given)
-    model.plan(resolved, until)
-    seen = seen_owner(request)
-    keeping = [keep_input(api, seen, model.inputs[n], source) for n, source in sources.items()]
-    inputs = dict(zip(sources, await asyncio.gather(*keeping), strict=True))
-    job = await api.submit(
-        request,
-        Submission(
-            model=model.name,
-            inputs={name: kept.file for name, kept in inputs.items()},
-            uploads={name: kept.upload for name, kept in inputs.items()},
-            params=parameters.draw_seed(resolved),
-            until=until,
-            owner=owner_of(request),
-            idempotency_key=key,
-            request_digest=_digest(model, inputs, resolved, until, webhook_url),
-            webhook_url=webhook_url,
-            priority=-1 if order.policy.low_priority else 0,
-        ),
-    )
+    webhook = {"webhook_url": order.webhook} if order.webhook else {}
+    body = Body({**order.input, **webhook})
+    job = await submit_body(api, request, body, priority=-1 if order.policy.low_priority else 0)
     _desk(api, request).keep_to(job, order.policy)
     return job
 
@@ -269,19 +240,6 @@ async def _check_inputs(api: Api, job: Job) -> None:
             "The inputs of this job were removed when their time was over.",
             "Run a new job with the picture.",
         )
-
-
-def _digest(
-    model: Model,
-    inputs: Mapping[str, Kept],
-    params: Mapping[str, Any],
-    until: str,
-    webhook_url: str,
-) -> str:
-    """What two requests with one idempotency key must share."""
-    digests = {name: kept.file.digest for name, kept in inputs.items()}
-    given = {"model": model.name, "inputs": digests, "params": params, "until": until}
-    return digest_of({**given, "by": "runpod", "webhook_url": webhook_url})
 
 
 def _at_most(receive: Receive, most_bytes: int) -> Receive:
