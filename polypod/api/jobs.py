@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from polypod.access.keys import GENERATE, READ
 from polypod.api.endpoint import Api, compact, needs, seen_owner
-from polypod.errors import BadInput, NotFound
+from polypod.errors import BadInput
 from polypod.jobs.job import TERMINAL, Job
 
 STATUSES = ("queued", "processing", "completed", "failed", "cancelled")
@@ -42,7 +42,7 @@ async def list_jobs(api: Api, request: Request) -> Response:
     )
     page = found[:limit]
     cursor = _cursor(page[-1].seq) if len(found) > limit else None
-    jobs = [api.describe(job) for job in [await _current(api, job) for job in page] if job]
+    jobs = [api.describe(api.engine.current(job)) for job in page]
     return JSONResponse({"jobs": jobs, "next": cursor})
 
 
@@ -68,16 +68,6 @@ async def delete_job(api: Api, request: Request) -> Response:
     await api.note_if_others(request, "job deleted", job)
     cancelled = await api.engine.delete(job)
     return shown(api, cancelled) if cancelled else Response(None, 204)
-
-
-async def _current(api: Api, job: Job) -> Job | None:
-    """What the store has of an unfinished job is as old as its last commit; the engine knows."""
-    if job.status in TERMINAL:
-        return job
-    try:
-        return await api.engine.job(job.id, None)
-    except NotFound:
-        return None
 
 
 def shown(api: Api, job: Job) -> Response:

@@ -117,13 +117,22 @@ class Engine:
         await self.derived.start()
         self.runner = self._make_runner(self)
         await self.runner.start()
-        for job in await self.store.take_over():
-            self._take_over(job)
-        sweeper = Sweeper(settings, self.store, self.blobs, self._pinned, self.forgot)
-        self._background.run(sweeper.run())
         self.webhooks = Sender(self.store, settings, self._show)
+        await self._begin()
         await self.webhooks.start()
         self._started = True
+
+    async def _begin(self) -> None:
+        """All unfinished jobs are this server's."""
+        self._lead(await self.store.take_over())
+
+    def _lead(self, unfinished: Iterable[Job]) -> asyncio.Task[Any]:
+        """Work on these jobs, and keep the house; returns what does the latter."""
+        for job in unfinished:
+            self._take_over(job)
+        self.runner.lead()
+        sweeper = Sweeper(self.settings, self.store, self.blobs, self._pinned, self.forgot)
+        return self._background.run(sweeper.run())
 
     async def stop(self) -> None:
         self._stopping = True
@@ -197,12 +206,16 @@ class Engine:
         if stored.id != job.id:
             return await self.job(stored.id, None)
         metrics.job_submitted(job.model)
-        logs.belongs(stored.id, tracing.trace_id(stored.trace))
-        live = self.runner.live(stored, self.models[stored.model])
+        self._enter(stored)
+        return stored
+
+    def _enter(self, job: Job) -> None:
+        """A new job."""
+        logs.belongs(job.id, tracing.trace_id(job.trace))
+        live = self.runner.live(job, self.models[job.model])
         self.queue.add(live)
         self.runner.add(live)
         self.moved(live)
-        return stored
 
     def _take_over(self, job: Job) -> None:
         """A job that the last server left unfinished."""
@@ -229,18 +242,29 @@ class Engine:
         Raises:
             NotFound: unknown, or another owner's.
         """
-        live = self.queue.lives.get(job_id)
-        job = live.view() if live else self._finished.get(job_id)
-        if job is None:
-            job = await self.store.get(job_id)
-            if job and job.status in TERMINAL:
-                self._remember(job)
+        job = await self._find(job_id)
         if job is None or owner not in (None, job.owner):
             raise NotFound(
                 f"There is no job {job_id[:64]!r}.",
                 "Check the id; jobs are removed some time after they end.",
             )
         return job
+
+    async def _find(self, job_id: str) -> Job | None:
+        live = self.queue.lives.get(job_id)
+        job = live.view() if live else self._finished.get(job_id)
+        if job is None:
+            job = await self.store.get(job_id)
+            if job and job.status in TERMINAL:
+                self._remember(job)
+        return job
+
+    def current(self, job: Job) -> Job:
+        """The job as it is now, if it has just been read from the store."""
+        live = self.queue.lives.get(job.id)
+        if live or job.status in TERMINAL:
+            return live.view() if live else job
+        return self._finished.get(job.id, job)
 
     def describe(self, job: Job) -> dict[str, Any]:
         """The body of `GET /job/{id}`."""
@@ -289,6 +313,11 @@ class Engine:
             ) from None
 
     # What the service shows
+
+    @property
+    def leads(self) -> bool:
+        """Whether the unfinished jobs are this server's to do."""
+        return True
 
     @property
     def ready(self) -> bool:
@@ -372,20 +401,24 @@ class Engine:
                 wait = min(wait * 2, 10)
 
     async def _try_to_end(self, live: Live, job: Job) -> bool:
-        if not await self.store.finish(job):
+        if not await self.store.finish(job, as_owner=self.leads):
             return False
-        live.job, live.ended = job, True
         self.webhooks.wake()
         metrics.job_ended(job)
         tracing.job_ended(job)
+        self._end(live, job)
+        if job.status == "completed":
+            self.derived.prepare(job, live.model)
+        return True
+
+    def _end(self, live: Live, job: Job) -> None:
+        """The job has ended like this: nothing works on it any more, and everybody is told."""
+        live.job, live.ended = job, True
         self.queue.remove(live)
         self._remember(job)
         self.runner.drop(live)
         self.events.publish(job.id, "status", self.describe(job))
         self._line_moved()
-        if job.status == "completed":
-            self.derived.prepare(job, live.model)
-        return True
 
     def _made(self, job: Job, assets: list[Asset], facts: Mapping[str, Any]) -> None:
         """Assets were derived from the job's result, after its end."""

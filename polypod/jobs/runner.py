@@ -25,6 +25,10 @@ class Runner(Protocol):
         """How it holds an unfinished job."""
         ...
 
+    def lead(self) -> None:
+        """Every unfinished job has been added."""
+        ...
+
     def add(self, live: Live) -> None:
         """A job that is new, or taken over from a server that ended."""
         ...
@@ -62,6 +66,11 @@ class Book(Protocol):
     store: Store
     blobs: BlobStore
     estimates: Estimates
+
+    @property
+    def leads(self) -> bool:
+        """Whether the unfinished jobs are this server's to do."""
+        ...
 
     def learn(self, models: Iterable[Model]) -> None: ...
     def began(self, live: Live, at: float) -> None: ...

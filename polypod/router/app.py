@@ -20,6 +20,7 @@ from polypod.api.body import read_json
 from polypod.api.endpoint import Api, Endpoint, Handler, needs
 from polypod.errors import BadInput, Conflict, NotFound, Unavailable
 from polypod.jobs.engine import Engine
+from polypod.jobs.runner import Book, Runner
 from polypod.router.dispatch import Dispatcher, Pods
 from polypod.router.docs import docs_routes
 from polypod.router.endpoint import Known
@@ -34,8 +35,17 @@ def make_engine(endpoints: Iterable[Known], settings: Settings, pods: Pods | Non
 
     Those that were registered earlier come beside them.
     """
-    work, known = settings.data / "work", chain(endpoints, registered(settings.data))
-    return Engine((), settings, lambda book: Dispatcher(book, known, work, pods))
+    shared = settings.database_url.startswith("postgres")
+    known = endpoints if shared else chain(endpoints, registered(settings.data))
+
+    def runner(book: Book) -> Runner:
+        return Dispatcher(book, known, settings.data / "work", pods)
+
+    if not shared:
+        return Engine((), settings, runner)
+    from polypod.router.shared import SharedEngine  # brings PostgreSQL's driver
+
+    return SharedEngine(settings, runner)
 
 
 def create_router(engine: Engine, settings: Settings) -> FastAPI:
@@ -75,7 +85,10 @@ async def register(api: Api, request: Request) -> Response:
     if name in dispatcher.endpoints:
         raise Conflict(f"There is an endpoint {name!r} already.", "DELETE it, or give another id.")
     known = Known(name, url.rstrip("/"), "fixed", str(body.get("api_key") or ""))
-    await asyncio.to_thread(keep, api.settings.data, known)
+    if api.engine.store.routers.id:
+        await api.engine.store.routers.keep_endpoint(known.id, known.url, known.api_key)
+    else:
+        await asyncio.to_thread(keep, api.settings.data, known)
     await api.note(request, "endpoint registered", f"{name} {url}")
     return JSONResponse(dispatcher.describe_endpoint(dispatcher.register(known)), 201)
 
@@ -87,7 +100,10 @@ async def drain(api: Api, request: Request) -> Response:
     endpoint = dispatcher.endpoints.get(request.path_params["endpoint"])
     if endpoint is None:
         raise NotFound("There is no such endpoint.", "GET /endpoints lists them.")
-    await asyncio.to_thread(forget, api.settings.data, endpoint.id)
+    if api.engine.store.routers.id:
+        await api.engine.store.routers.forget_endpoint(endpoint.id)
+    else:
+        await asyncio.to_thread(forget, api.settings.data, endpoint.id)
     await api.note(request, "endpoint removed", endpoint.id)
     dispatcher.drain(endpoint)
     return JSONResponse(dispatcher.describe_endpoint(endpoint), 202)

@@ -59,23 +59,64 @@ class Dispatcher:
         self._book = book
         self._work = work
         self._pods = pods
+        self._pods_run = False
         self._background = Background()
         self._watches: dict[str, asyncio.Task[Any]] = {}
         self._unseen: set[str] = set()
-        """Endpoints that have not answered since the start."""
+        """Endpoints that have not answered since it leads."""
         self._running = False
+        self._leads = False
 
     async def start(self) -> None:
         await asyncio.to_thread(self._work.mkdir, parents=True, exist_ok=True)
-        self._book.learn(_models_of(await self._book.store.cards()))
+        await self.learn_kept()
         self._running = True
-        awake = [e for e in self.endpoints.values() if e.known.url]
-        self._unseen = {endpoint.id for endpoint in awake}
-        for endpoint in awake:
-            self._watch(endpoint)
+        for endpoint in self.endpoints.values():
+            if endpoint.known.url:
+                self._watch(endpoint)
+
+    async def learn_kept(self) -> None:
+        """The models whose cards the store has."""
+        self._book.learn(_models_of(await self._book.store.cards()))
+
+    def lead(self) -> None:
+        """Follow what runs on endpoints already; then send them what waits."""
+        self._leads = True
+        asked = [e for e in self.endpoints.values() if e.takes_jobs]
+        waited_for = [e for e in self.endpoints.values() if e.known.url and e.state == "starting"]
+        self._unseen = {endpoint.id for endpoint in (*asked, *waited_for)}
+        for endpoint in asked:
+            self._background.run(self._reattach(endpoint))
         asyncio.get_running_loop().call_later(SETTLE_S, self._settle)
-        if self._pods:
-            await self._pods.start(self.register)
+        if self._pods and not self._pods_run:
+            self._pods_run = True
+            self._background.run(self._pods.start(self.register))
+
+    def follow(self) -> None:
+        """Another router leads: what runs on endpoints is that one's, and goes on."""
+        self._leads = False
+        for endpoint in self.endpoints.values():
+            for live in filter(None, map(self._live, endpoint.jobs)):
+                live.endpoint = ""
+                if live.errand:
+                    live.errand.cancel()
+            endpoint.jobs.clear()
+
+    def heard(self, live: RoutedLive, where: str) -> None:
+        """The router that leads has the job on that endpoint."""
+        if live.endpoint != where:
+            for endpoint in filter(None, map(self.endpoints.get, (live.endpoint, where))):
+                endpoint.jobs ^= {live.job.id}
+            live.endpoint = where
+
+    def go_on(self) -> None:
+        """It may act again."""
+        self._wake()
+
+    @property
+    def _acts(self) -> bool:
+        """Whether endpoints are to do what it says: asked anew after every wait."""
+        return self._running and self._leads and self._book.leads
 
     async def stop(self) -> None:
         """Leaves the jobs on the pods: the next start follows them further."""
@@ -138,7 +179,8 @@ class Dispatcher:
     def _came(self, endpoint: Endpoint) -> None:
         self._book.learn(self._newest(endpoint.models))
         self._background.run(self._keep_cards(endpoint.models))
-        self._background.run(self._reattach(endpoint))
+        if self._leads:
+            self._background.run(self._reattach(endpoint))
 
     def _newest(self, names: Iterable[str]) -> list[CardModel]:
         """Of each model the newest version that an endpoint serves now."""
@@ -157,6 +199,8 @@ class Dispatcher:
         try:
             async for view in endpoint.client.jobs(limit=200):
                 live = self._live(view.id)
+                if not self._acts:
+                    return
                 if live and not live.handed:
                     self._assign(live, endpoint, there=True)
                 elif view.status in ("queued", "processing") and (
@@ -178,7 +222,7 @@ class Dispatcher:
     def _went(self, endpoint: Endpoint) -> None:
         for job_id in list(endpoint.jobs):
             live = self._live(job_id)
-            if live:
+            if live and self._leads:
                 self._lost(live, endpoint)
         self._unseen.discard(endpoint.id)
         self._wake()
@@ -201,7 +245,8 @@ class Dispatcher:
             endpoint.jobs.discard(live.job.id)
             if live.errand and live.errand is not asyncio.current_task():
                 live.errand.cancel()
-            self._background.run(self._clean_up(endpoint, live.job.id, live.job.status))
+            if self._leads:
+                self._background.run(self._clean_up(endpoint, live.job.id, live.job.status))
             self._remove_if_drained(endpoint)
         self._wake()
 
@@ -250,14 +295,14 @@ class Dispatcher:
     # Who goes where
 
     def _wake(self) -> None:
-        if self._running and not self._unseen_may_have_jobs():
+        if self._acts and not self._unseen_may_have_jobs():
             asyncio.get_running_loop().call_soon(self._dispatch)
 
     def _unseen_may_have_jobs(self) -> bool:
         return bool(self._unseen)
 
     def _dispatch(self) -> None:
-        while self._running:
+        while self._acts:
             lives = self._book.queue.oldest_ready(lambda live: not live.ended)
             waiting = [live.waiting() for live in lives if isinstance(live, RoutedLive)]
             action = next_dispatch(waiting, self._offers(), self._dispatched())

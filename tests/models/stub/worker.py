@@ -1,6 +1,7 @@
 """The stub's two functions. Standard library only; Python 3.8 or later.
 
-`STUB_LOAD_SECONDS` in the environment makes loading slow, `STUB_LOAD_FAIL` makes it fail.
+`STUB_LOAD_SECONDS` in the environment makes loading slow, `STUB_LOAD_FAIL` makes it fail; every
+run adds its stage and seed as a line to the file `STUB_RUNS`.
 """
 
 import hashlib
@@ -32,6 +33,9 @@ def load(worker, settings):
 
 
 def run(stage, state, job):
+    if os.environ.get("STUB_RUNS"):
+        with open(os.environ["STUB_RUNS"], "a", encoding="ascii") as runs:
+            runs.write("%s %s\n" % (stage, job.params.seed))
     if stage == "prepare":
         pass_time(job, stage, job.params.prepare_seconds)
         digests = {name: digest(path) for name, path in sorted(job.inputs.items())}
