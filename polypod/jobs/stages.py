@@ -93,9 +93,6 @@ class StageRunner:
             await self.pool.stop()
         await self._background.stop()
 
-    def lead(self) -> None:
-        """Each was begun as it was added."""
-
     def live(self, job: Job, model: Model) -> Live:
         return Live.of(job, model)
 
@@ -128,7 +125,10 @@ class StageRunner:
         return self._running and self.pool.ready
 
     def describe(self) -> dict[str, Any]:
-        errors = self.pool.load_errors.values()
+        errors = [
+            explained(error, self._book.models[model].faults)
+            for (model, _), error in self.pool.load_errors.items()
+        ]
         return {
             "reasons": [
                 *self._checkup.reasons,
