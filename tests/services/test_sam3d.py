@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from polypod.image import Image as Environment
 from polypod.jobs.faults import explained
 from polypod.jobs.job import JobError
+from polypod.settings import Settings
 from services.sam3d.model import MODEL
+from tests.api.serving import Server, until
 from tests.contracts import standins
 from tests.contracts.harnessed import Harnessed, Ran, harnessed
 from tests.contracts.sam3d import environment
@@ -310,6 +313,19 @@ async def test_a_failure_of_the_load_is_told_in_words(tmp_path: Path, scene: Any
     async with harnessed(MODEL, tmp_path / "load", env) as running:
         ran = await running.run(scene)
     assert (in_words(ran).code, ran.failed_in) == (code, "depth")
+
+
+def test_health_says_in_words_why_it_cannot_load(tmp_path: Path) -> None:
+    env = {**MODEL.image.env, **environment(tmp_path)}
+    call, error, text, _, todo = TOLD_AT_LOAD[0]
+    standins.lay_fault(tmp_path / "upstream", call, error, text)
+    model = replace(MODEL, image=Environment(env=env))
+    server = Server(Settings(data=tmp_path / "data", doctor="off", needs="off"), model)
+    try:
+        (reason,) = until(lambda: server.client.get("/health").json()["reasons"])
+    finally:
+        server.stop()
+    assert reason.startswith("A package that the image holds is missing.") and todo in reason
 
 
 def test_a_processor_that_is_too_old_is_told() -> None:
