@@ -93,6 +93,9 @@ class StageRunner:
             await self.pool.stop()
         await self._background.stop()
 
+    def lead(self) -> None:
+        """Each was begun as it was added."""
+
     def live(self, job: Job, model: Model) -> Live:
         return Live.of(job, model)
 
