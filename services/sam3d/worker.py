@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 LEAST_PIXELS = 16  # of the object, each way; upstream itself breaks below 2
+MOST_PIXELS = 4096  # of the picture, each way: depth is kept at its size, 12 bytes a pixel
 GUIDANCE = ("ss_cfg_strength", "ss_rescale_t", "slat_cfg_strength", "slat_rescale_t")
 FRAME = "camera: x left, y up, z forward (PyTorch3D); the object before it: z up; relative units"
 
@@ -48,6 +49,7 @@ def run(stage: str, state, job) -> None:
 def cutout(remove_background, job) -> None:
     """The mask becomes the alpha; the background stays: the depth model reads the whole scene."""
     picture = Image.open(job.inputs["image"]).convert("RGBA")
+    picture.thumbnail((MOST_PIXELS, MOST_PIXELS))
     mask = np.asarray(find_mask(remove_background, picture, job)) > 127
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     sides = [int(np.ptp(at)) + 1 if len(at) else 0 for at in (columns, rows)]

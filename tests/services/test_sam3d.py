@@ -198,6 +198,12 @@ async def test_the_background_stays_and_the_mask_is_binary(
     assert set(np.unique(alpha_of(await sam3d.run({"image": tmp_path / "soft.png"})))) == {0, 255}
 
 
+async def test_a_huge_picture_is_made_smaller(sam3d: Harnessed, tmp_path: Path) -> None:
+    Image.new("RGB", (5000, 1000), (9, 9, 9)).save(tmp_path / "huge.png")
+    ran = await sam3d.run({"image": tmp_path / "huge.png"}, until="cutout", mask_mode="full")
+    assert Image.open(ran.files["input.png"]).size == (4096, 819)
+
+
 async def test_mask_modes(sam3d: Harnessed, scene: Any, tmp_path: Path) -> None:
     center = alpha_of(await sam3d.run(scene, until="cutout", mask_mode="center"))
     assert (center[8:72, 10:90] == 255).all() and (center > 0).sum() == 64 * 80
