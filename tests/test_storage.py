@@ -448,7 +448,10 @@ def test_history_and_results_survive_the_pods(
         until(lambda: router.state("pod0") == "ready")
         proxy.fail("status", "PUT", "/fleet/router/blobs/", times=2)
         proxy.fail("cut response", "GET", "/fleet/pod/blobs/", after=100)
-        job = router.done(picture(), size_bytes=SIZE)
+        job_id = router.submit(picture(), size_bytes=SIZE, prepare_seconds=1)["job_id"]
+        full = proxy.fail("status", "PUT", "/fleet/router/", status=403, code="QuotaExceeded")
+        job = router.ended(job_id)  # its files wait on the pod until there is room
+        assert (job["status"], full.times) == ("completed", 0)
         lose_copies(router, {"assets": [asset(job, "image")]})
         again = {"image_id": job["job_id"], "seed": 31, "size_bytes": 100_000}
         answer = router.client.post("/generate", json=again)
