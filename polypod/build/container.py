@@ -120,12 +120,13 @@ def builder(name: str) -> str:
 
 def build_bento(model: Model) -> Path:
     """`bentoml build` from the root bentofile.yaml; returns the bento's folder."""
-    bentoml = [sys.executable, "-m", "bentoml"]
-    built = [*bentoml, "build", "--arg", f"model={model.name}", "--output", "tag"]
+    built = [sys.executable, "-m", "bentoml", "build", "--arg", f"model={model.name}"]
+    built += ["--output", "tag"]
     out = subprocess.run(built, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     tag = next(x for x in out.split() if x.startswith("__tag__:")).removeprefix("__tag__:")
-    shown = [*bentoml, "get", tag, "--output", "path"]
-    return Path(subprocess.run(shown, check=True, capture_output=True, text=True).stdout.strip())
+    import bentoml
+
+    return Path(bentoml.get(tag).path)
 
 
 def context_files() -> list[str]:

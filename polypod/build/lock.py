@@ -40,6 +40,7 @@ def lock(model: Model, output: Path, *, upgrade: bool = False) -> None:
         command = compile_command(model, output, overrides)
         ended = subprocess.run(
             [*command, *(["--upgrade"] if upgrade else [])],
+            cwd=model.folder,  # it notes the paths that it was given
             capture_output=True,
             text=True,
             check=False,
@@ -61,7 +62,7 @@ def compile_command(model: Model, output: Path, overrides: Path) -> Sequence[str
         *(uv, "pip", "compile", "--quiet", "--no-header", "--no-emit-index-url"),
         *("--generate-hashes", "--emit-build-options", *target),
         *("--override", str(overrides)),
-        *(str(model.folder / "requirements.in"), "--output-file", str(output)),
+        *("requirements.in", "--output-file", str(output)),
     ]
 
 

@@ -30,6 +30,8 @@ class Supplied:
 
     licensed: Path | None = None
     revisions: Mapping[str, str] = field(default_factory=dict[str, str])
+    system_packages: bool = False
+    """They are there already, or by another name: install none."""
 
 
 def set_up(model: Model, home: Home, supplied: Supplied, say: Callable[[str], None]) -> None:
@@ -45,7 +47,8 @@ def set_up(model: Model, home: Home, supplied: Supplied, say: Callable[[str], No
             "POLYPOD_HOME to one without spaces."
         )
     home.path.mkdir(parents=True, exist_ok=True)
-    _system_packages(model.image, say)
+    if not supplied.system_packages:
+        _system_packages(model.image, say)
     site = Site(
         home=home,
         lock=str(model.folder / "requirements.lock"),

@@ -83,11 +83,18 @@ def lock(
     raise typer.Exit(lock_model(name, check, upgrade))
 
 
-def setup(name: Name, licensed: LicensedFiles = None, revision: Revisions = None) -> None:
+def setup(
+    name: Name,
+    licensed: LicensedFiles = None,
+    revision: Revisions = None,
+    no_system: Annotated[
+        bool, typer.Option("--no-system", help="System packages are there: install none.")
+    ] = False,
+) -> None:
     """Make a model's environment on this machine, without a container; then see the doctor."""
     from polypod.cli.images import set_up_model
 
-    raise typer.Exit(set_up_model(name, licensed, revision or []))
+    raise typer.Exit(set_up_model(name, licensed, revision or [], no_system))
 
 
 def doctor(

@@ -69,15 +69,15 @@ def lock_model(name: str, check: bool, upgrade: bool) -> int:
             lock(model, kept, upgrade=upgrade)
             print(f"{kept}: {len(pins(kept.read_text()))} packages")
             return 0
-        changes = _changes(model, kept)
-        for line in changes:
+        found = changes(model, kept)
+        for line in found:
             print(line)
-        return FAILED if changes else 0
+        return FAILED if found else 0
 
     return guarded(work)
 
 
-def _changes(model: Model, kept: Path) -> list[str]:
+def changes(model: Model, kept: Path) -> list[str]:
     """What resolving again would change."""
     with tempfile.TemporaryDirectory() as folder:
         again = Path(folder, "requirements.lock")
@@ -93,11 +93,13 @@ def _changes(model: Model, kept: Path) -> list[str]:
     ]
 
 
-def set_up_model(name: str, licensed: Path | None, revisions: Sequence[str]) -> int:
+def set_up_model(
+    name: str, licensed: Path | None, revisions: Sequence[str], no_system: bool
+) -> int:
     def work() -> int:
         model, settings = declaration(name), read_settings()
         home = Home(settings.home / model.name)
-        set_up(model, home, Supplied(licensed, _pairs(revisions)), talk_console().print)
+        set_up(model, home, Supplied(licensed, _pairs(revisions), no_system), talk_console().print)
         return see_doctor(name, False, False)
 
     return guarded(work)
