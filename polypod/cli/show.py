@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from polypod.cli.card import licence_lines, needs_lines, rules
 from polypod.cli.output import FAILED, guarded, print_json, result_console
 from polypod.cli.progress import display, what_happens
 from polypod.cli.summary import mesh
@@ -144,8 +145,14 @@ def _print_job(job: JobView, job_id: str, url: str) -> None:
 def _print_card(card: ModelCard) -> None:
     out = result_console()
     out.print(f"[bold]{escape(card.title)}[/bold] ({card.name})\n{escape(card.summary)}")
-    out.print(f"Licence: {escape(str(card.licence.get('code', '')))}")
+    for line in licence_lines(card.licence):
+        out.print(escape(line))
+    out.print("Needs:")
+    for line in needs_lines(card.raw.get("needs") or {}, card.raw.get("needs_by_preset") or {}):
+        out.print(escape(line))
     out.print(f"Inputs: {', '.join(_input(n, i) for n, i in card.inputs.items())}")
+    for line in rules(card.inputs):
+        out.print(escape(line))
     out.print(f"Formats: {', '.join(card.outputs)}")
     if card.presets:
         out.print(f"Presets: {', '.join(card.presets)}")
