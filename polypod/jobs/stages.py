@@ -238,8 +238,10 @@ class StageRunner:
         return not live.ended and live.next_key not in self._computing
 
     def _may_begin(self, places: Sequence[Place]) -> int:
-        """How many jobs may still start preparing: CPU stages look ahead by one per GPU slot, and by
-        a batch where workers take turns on a device."""
+        """How many jobs may still start preparing: CPU stages look ahead by one per GPU slot.
+
+        Where workers take turns on a device it is by a batch.
+        """
         gpu = [p for p in places if p.slots - {"cpu"}]
         handed = [self._queue.lives.get(job) for p in places for job in (p.running, p.reserved)]
         begun = len(self._queue.processing) + sum(1 for live in handed if live and live.begins)

@@ -9,7 +9,18 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from polypod.image import Checkout, Compiled, Hub, Step, Url
-from polypod.model import Image, Input, Licence, Model, Needs, Params, Setting, Stage, Weights
+from polypod.model import (
+    Fault,
+    Image,
+    Input,
+    Licence,
+    Model,
+    Needs,
+    Params,
+    Setting,
+    Stage,
+    Weights,
+)
 
 REPO = "tencent/Hunyuan3D-2.1"
 COMMIT = "5e3ec6def57591d22ff44722cfe9bea1266084b0"
@@ -100,6 +111,50 @@ def without_texture(model: Model) -> Model:
         default_preset="balanced",
     )
 
+
+DOCTOR = "`polypod doctor` says what; `polypod setup hunyuan21` or a new image brings it."
+FAULTS = (
+    Fault(
+        r"NoSurface",
+        "The model found no surface in this picture.",
+        "Try another seed, or a picture that shows one whole object from the front.",
+        code="no_surface",
+    ),
+    Fault(
+        r"zero-size array|input image is empty",
+        "No object was found in the picture.",
+        "Send a picture of one whole object, one with a transparent background, or a `mask`.",
+        code="bad_input",
+    ),
+    Fault(
+        r"is not compiled|No module named|undefined symbol|meshVerticeInpaint"
+        r"|has no attribute 'rasterize'",
+        "A package or a compiled extension of the model is missing.",
+        DOCTOR,
+        code="not_installed",
+    ),
+    Fault(
+        r"is not there\.|cannot be read|No such file or directory.*\.(ckpt|yaml|pth|onnx)"
+        r"|LocalEntryNotFound|couldn't connect|Network is unreachable|Max retries exceeded"
+        r"|Repo id must",
+        "Weights are missing, and a job may not fetch them.",
+        DOCTOR,
+        code="weights_missing",
+    ),
+    Fault(
+        r"no kernel image is available|No available kernel",
+        "The image has no code for this GPU.",
+        "Use one of compute capability 8.0 to 9.0 (A100, A40, RTX 30xx and 40xx, L40S, H100, H200);"
+        " RTX 50xx and B200 are too new for upstream's torch.",
+        code="unsupported_gpu",
+    ),
+    Fault(
+        r"No CUDA GPUs are available|Found no NVIDIA driver|not compiled with CUDA",
+        "There is no GPU that CUDA can use.",
+        f"Start the container with `--gpus all`. {DOCTOR}",
+        code="no_gpu",
+    ),
+)
 
 SHAPE = {"num_inference_steps": 50, "octree_resolution": 384}
 PRESETS = {
@@ -343,4 +398,5 @@ MODEL = Model(
         "texture": ("TEXTURE_DEVICE", "HUNYUAN_DEVICE"),
     },
     adapt=without_texture,
+    faults=FAULTS,
 )

@@ -15,7 +15,6 @@ import pytest
 from benchmarks.models.relay.model import MODEL
 from benchmarks.parts.pipeline import TOOL
 from polypod.jobs.engine import Engine, Submission
-from polypod.jobs.job import TERMINAL
 from polypod.jobs.schedule import BATCH
 from polypod.settings import Settings
 
@@ -42,6 +41,7 @@ def run_all(folder: Path, log: Path, slots: dict[str, str], **params: Any) -> li
         engine = Engine([MODEL], Settings(data=folder / "data", slots=slots, max_queue_size=JOBS))
         await engine.start()
         try:
+            await loaded(engine, slots)
             jobs = [await submit(engine, number, params) for number in range(JOBS)]
             await asyncio.wait_for(asyncio.gather(*(ended(engine, job) for job in jobs)), LIMIT_S)
             for number, job in enumerate(jobs):
@@ -56,17 +56,28 @@ def run_all(folder: Path, log: Path, slots: dict[str, str], **params: Any) -> li
     return [{**line, "job": jobs.index(line["job"])} if "job" in line else line for line in lines]
 
 
+async def loaded(engine: Engine, slots: dict[str, str]) -> None:
+    """Until every worker that fits is there."""
+    for _ in range(LIMIT_S * 50):
+        if len(engine.runner.pool.load_seconds) > len(set(slots.values())):  # and that of the CPU
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("the workers do not load")
+
+
 async def submit(engine: Engine, number: int, params: dict[str, Any]) -> str:
     image = engine.blobs.put_bytes(b"picture %d" % number, "image/png", "photo.png")
-    image = await image if asyncio.iscoroutine(image) else image
     resolved = MODEL.resolve({"shape_s": 0.02, "paint_s": 0.01, **params})
     files = {"image": image}
     return (await engine.submit(Submission("relay", files, files, resolved))).id
 
 
 async def ended(engine: Engine, job_id: str) -> None:
-    while (await engine.job(job_id, None)).status not in TERMINAL:
-        await asyncio.sleep(0.02)
+    async def snapshot(job: str) -> dict[str, Any]:
+        return engine.describe(await engine.job(job, None))
+
+    async for _ in engine.events.stream([job_id], snapshot):
+        pass
     assert (await engine.job(job_id, None)).status == "completed"
 
 
@@ -88,7 +99,7 @@ def test_on_one_device_workers_take_turns_by_batches(
 
 def test_on_two_devices_each_worker_stays(tmp_path: Path, log: Path) -> None:
     slots = {"geometry": "cuda:1", "texture": "cuda:2"}
-    noted = run_all(tmp_path, log, slots)
+    noted = run_all(tmp_path, log, slots, shape_s=0.08)
     loads = sorted(line["load"] for line in noted if "load" in line)
     assert loads == ["cpu", "geometry", "texture"]
     shapes = {line["job"]: line for line in noted if line.get("stage") == "shape"}

@@ -12,6 +12,8 @@ import trimesh
 from PIL import Image
 
 from polypod.errors import BadInput
+from polypod.jobs.faults import explained
+from polypod.jobs.job import JobError
 from services.hunyuan21.model import MODEL
 from services.hunyuan21.worker import split_model_path
 from tests.contracts import standins
@@ -245,6 +247,44 @@ async def test_what_is_not_installed_is_told(
         ran = await running.run(picture, **QUICK)
     assert ran.error and message in ran.error.message, ran.log
     assert "polypod doctor" in ran.error.hint
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("NoSurface: The model found no surface in this picture.", "no_surface"),
+        ("ValueError: input image is empty", "bad_input"),
+        ("ValueError: zero-size array to reduction operation minimum", "bad_input"),
+        ("NotInstalled: custom_rasterizer has no rasterize: it is not compiled.", "not_installed"),
+        ("ModuleNotFoundError: No module named 'bpy'", "not_installed"),
+        ("No module named 'torchvision.transforms.functional_tensor'", "not_installed"),
+        ("NameError: name 'meshVerticeInpaint' is not defined", "not_installed"),
+        ("module 'custom_rasterizer' has no attribute 'rasterize'", "not_installed"),
+        ("ImportError: libblas.so: undefined symbol: _ZN3", "not_installed"),
+        ("NotInstalled: ckpt/RealESRGAN_x4plus.pth is not there.", "weights_missing"),
+        ("No such file or directory: 'model.fp16.ckpt'", "weights_missing"),
+        ("LocalEntryNotFoundError: Cannot find an appropriate cached snapshot", "weights_missing"),
+        ("HFValidationError: Repo id must be in the form 'repo_name'", "weights_missing"),
+        ("RuntimeError: CUDA error: no kernel image is available", "unsupported_gpu"),
+        ("RuntimeError: No available kernel. Aborting execution.", "unsupported_gpu"),
+        ("RuntimeError: No CUDA GPUs are available", "no_gpu"),
+        ("RuntimeError: something new", "upstream_failure"),
+    ],
+)
+def test_known_failures_are_told_in_words(said: str, code: str) -> None:
+    error = explained(JobError("upstream_failure", said), MODEL.faults)
+    assert error.code == code
+    assert bool(error.hint) == (code != "upstream_failure")
+
+
+def test_every_error_is_on_the_card() -> None:
+    card = (MODEL.folder / "README.md").read_text()
+    for fault in MODEL.faults:
+        assert f"`{fault.code}`" in card
+    for name in (*MODEL.params.model_fields, *MODEL.presets):
+        assert f"`{name}`" in card or name == "output_format"
+    for setting in MODEL.settings:
+        assert all(f"`{variable}`" in card for variable in setting.env)
 
 
 @pytest.mark.parametrize(

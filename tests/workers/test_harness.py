@@ -217,6 +217,28 @@ class cuda:
 """
 
 
+async def test_what_a_stage_leaves_in_its_scratch_folder_goes_with_it(
+    start: Any, tmp_path: Path
+) -> None:
+    model = await start()
+    model.run("t1", "leave_files")
+    await model.until(Finished, "t1")
+    outputs = tmp_path / "out" / "t1"
+    assert [path.name for path in outputs.iterdir()] == ["result"]
+    assert (outputs / "result").read_text() == str(outputs / "scratch")
+    model.run("t2", "describe")
+    await model.until(Finished, "t2")
+
+
+async def test_calls_are_progress(start: Any) -> None:
+    model = await start()
+    model.run("t1", "calls")
+    await model.until(Finished, "t1")
+    fractions = model.fractions("t1")
+    assert fractions[-1] == 0.6 and sorted(fractions) == fractions
+    assert set(model.messages("t1")) == {"Enlarging"}
+
+
 async def test_gpu_memory_is_asked_of_the_torch_that_the_model_uses(
     start: Any, tmp_path: Path
 ) -> None:

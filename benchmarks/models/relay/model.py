@@ -1,5 +1,5 @@
-"""A model of two stages on two slots, which hold their device for a given time, after one on the CPU
-if that is asked for."""
+"""A model of two stages on two slots, which hold their device for a given time; one on the CPU goes
+before them if that is asked for."""
 
 from __future__ import annotations
 

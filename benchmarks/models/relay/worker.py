@@ -29,5 +29,5 @@ def run(stage, state, job):
 
 
 def note(line):
-    with open(os.environ["STUB_LOG"], "a", encoding="utf-8") as log:
+    with Path(os.environ["STUB_LOG"]).open("a", encoding="utf-8") as log:
         log.write(json.dumps(line) + "\n")

@@ -85,6 +85,9 @@ def test_what_is_not_a_picture_is_told_in_text(hunyuan: Server) -> None:
     assert out_of_range.status_code == 404 and "octree_resolution" in out_of_range.json()["text"]
     failed = hunyuan.client.post("/generate", json=add_on(seed=13))
     assert failed.status_code == 404 and "another seed" in failed.json()["text"]
+    too_large = hunyuan.client.post("/generate", json=add_on(seed=14))
+    assert "ran out of memory" in too_large.json()["text"]
+    assert "preset draft" in too_large.json()["text"]
 
 
 def test_our_own_generate_stays_ours(hunyuan: Server) -> None:

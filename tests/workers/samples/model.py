@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 
@@ -67,6 +68,20 @@ def progress(state, job):
 def progress_then_wait(state, job):
     progress(state, job)
     gate_without_progress(state, job)
+
+
+def leave_files(state, job):
+    """As upstream code does: temporary files that nobody removes, and results beside them."""
+    folder = job.scratch()
+    with tempfile.NamedTemporaryFile(delete=False) as file:
+        file.write(b"left")
+    (folder / "result").write_text(os.path.dirname(file.name))
+    (folder / "result").rename(job.outputs / "result")
+
+
+def calls(state, job):
+    step = job.count(lambda value: value + 1, 4, 0.2, 0.6, "Enlarging")
+    assert [step(value) for value in range(5)] == [1, 2, 3, 4, 5]
 
 
 def many_steps(state, job):
