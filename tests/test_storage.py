@@ -419,7 +419,8 @@ def test_retention_marks_first_and_removes_after_the_life_of_a_url(
         engine, blobs = server.engine, blobs_of(server)
         ages = {"keep_results_s": 10 * DAY, "keep_stages_s": 1.0}
         settings = engine.settings.model_copy(update=ages)
-        sweeper = Sweeper(settings, engine.store, blobs, set, engine.forgot)
+        in_hand: set[str] = set()
+        sweeper = Sweeper(settings, engine.store, blobs, set, lambda: in_hand, engine.forgot)
 
         def sweep() -> int:
             return server.on_loop(lambda: sweeper.sweep(time.time() + 20 * DAY))
@@ -430,6 +431,9 @@ def test_retention_marks_first_and_removes_after_the_life_of_a_url(
         storage.age(BUCKET, f"retention/marks/{digest}", blobs.grace_s - 60)
         assert sweep() == 0
         storage.age(BUCKET, f"retention/marks/{digest}", 120)
+        in_hand.add(digest)
+        assert sweep() == 0
+        in_hand.clear()
         assert sweep() == 1
         assert digest not in keys(storage, "retention")
         assert server.job(job["job_id"])["status"] == "completed"

@@ -131,7 +131,9 @@ class Engine:
         for job in unfinished:
             self._take_over(job)
         self.runner.lead()
-        sweeper = Sweeper(self.settings, self.store, self.blobs, self._pinned, self.forgot)
+        sweeper = Sweeper(
+            self.settings, self.store, self.blobs, self._pinned, self._in_hand, self.forgot
+        )
         return self._background.run(sweeper.run())
 
     async def stop(self) -> None:
@@ -447,6 +449,11 @@ class Engine:
     def _pinned(self) -> set[str]:
         """Keys of kept stages that unfinished jobs stand on."""
         return {key for live in self.queue.lives.values() for key in live.keys}
+
+    def _in_hand(self) -> set[str]:
+        """Digests of the files that unfinished jobs have so far."""
+        lives = self.queue.lives.values()
+        return {asset.file.digest for live in lives for asset in live.assets}
 
     def _line_moved(self) -> None:
         """Tell those who watch a queued job its new position, a few times a second at most."""

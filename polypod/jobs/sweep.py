@@ -25,8 +25,9 @@ BATCH = 500
 
 
 class Sweeper:
-    """`pinned` gives the keys of kept stages that unfinished jobs stand on; `forgot` hears of
-    what is kept no longer."""
+    """`pinned` gives the keys of kept stages that unfinished jobs stand on, `in_hand` the digests
+    of what they have so far, which their end will name; `forgot` hears of what is kept no longer.
+    """
 
     def __init__(
         self,
@@ -34,12 +35,14 @@ class Sweeper:
         store: Store,
         blobs: BlobStore,
         pinned: Callable[[], set[str]],
+        in_hand: Callable[[], set[str]],
         forgot: Callable[[Forgotten], None],
     ) -> None:
         self._settings = settings
         self._store = store
         self._blobs = blobs
         self._pinned = pinned
+        self._in_hand = in_hand
         self._forgot = forgot
 
     async def run(self) -> None:
@@ -60,7 +63,7 @@ class Sweeper:
         old = self._put_before(unused_since)
         removed = 0
         while batch := await asyncio.to_thread(lambda: list(islice(old, BATCH))):
-            for digest in await self._store.unreferenced(batch):
+            for digest in await self._store.unreferenced(batch) - self._in_hand():
                 removed += await asyncio.to_thread(self._blobs.delete, digest, unused_since)
         return removed
 
