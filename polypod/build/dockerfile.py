@@ -115,10 +115,11 @@ def _code() -> Layer:
         (
             f'echo {APP} > "$({python} -c "import site; print(site.getsitepackages()[0])")'
             '/polypod.pth"',
-            f"printf '{polypod}' > {bin_}/polypod",
+            f"printf '{polypod}' > {SERVING}/bin/polypod",
+            f"ln -s {SERVING}/bin/polypod {bin_}/polypod",
             f"printf '{serve}' > {ROOT}/serve",
             f"cp {APP}/polypod/build/entry.sh {bin_}/entry",
-            f"chmod 755 {bin_}/polypod {bin_}/entry {ROOT}/serve",
+            f"chmod 755 {SERVING}/bin/polypod {bin_}/entry {ROOT}/serve",
             f"{python} -m compileall -q {APP}/polypod {APP}/services",
             "mkdir -p /data && chmod 1777 /data",
         ),
