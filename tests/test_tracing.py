@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from polypod import tracing
 from polypod.settings import Settings
 from polypod.tracing import Trace
 from tests.api.serving import Server, make_picture, until
+from tests.collector import Collector
 from tests.models.stub.model import MODEL
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -96,3 +99,62 @@ def test_a_jobs_trace_survives_a_restart_and_passes_through_while_off(tmp_path: 
         again.client.post(f"/job/{job['job_id']}/cancel")
     finally:
         again.stop()
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[tuple[Server, Collector]]:
+    """A pod in this process that tells a collector."""
+    collector = Collector()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+    tracing.start("here")
+    server = Server(Settings(data=tmp_path), MODEL)  # pyright: ignore[reportCallIssue]
+    try:
+        yield server, collector
+    finally:
+        server.stop()
+        tracing.stop()
+        collector.server.shutdown()
+
+
+def test_how_stages_end_is_told(told: tuple[Server, Collector]) -> None:
+    server, collector = told
+    picture = make_picture()
+
+    failed = server.ended(server.submit(picture, fail="bad_input")["job_id"])["job_id"]
+    cancelled = server.submit(picture, seconds=600, steps=1000)["job_id"]
+    until(lambda: server.job(cancelled)["stage"] == "work")
+    server.client.post(f"/job/{cancelled}/cancel")
+    again = {"seed": "7", "steps": "1"}
+    server.done(picture, **again)
+    reused = server.done(picture, **again)["job_id"]
+
+    def span(job_id: str) -> dict[str, Any]:
+        return next(s for s in collector.of("here", "job stub") if s["polypod.job.id"] == job_id)
+
+    def work_of(job_id: str) -> list[str]:
+        stages = collector.of("here", "stage work")
+        return [s["error"] for s in stages if s["parent"] == span(job_id)["id"]]
+
+    ids = {failed, cancelled, reused}
+    until(lambda: ids <= {s["polypod.job.id"] for s in collector.of("here", "job stub")})
+    until(lambda: work_of(failed) and work_of(cancelled))
+    assert work_of(failed) == ["bad_input"]
+    assert work_of(cancelled) == ["cancelled"]
+    assert work_of(reused) == []
+    assert span(failed)["error"].startswith("bad_input: ")
+    kept = span(reused)["polypod.stages.kept"]
+    assert [value.string_value for value in kept.values] == ["prepare", "work"]
+    assert span(failed)["parent"] == "", "a request without a traceparent begins a trace"
+    assert len({span(job)["trace"] for job in ids}) == 3
+
+
+def test_what_the_client_does_not_sample_is_not_told(told: tuple[Server, Collector]) -> None:
+    server, collector = told
+    picture = {"image": ("a.png", make_picture())}
+    unsampled = {"traceparent": f"00-{TRACE}-{SPAN}-00"}
+    job = server.client.post("/generate", files=picture, headers=unsampled).json()
+    server.ended(job["job_id"])
+    seen = server.done(make_picture(), seed=5)["job_id"]
+    until(lambda: [s for s in collector.spans if s.get("polypod.job.id") == seen])
+    assert TRACE not in {s["trace"] for s in collector.spans}
