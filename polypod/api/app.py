@@ -47,6 +47,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/models/{model}/generate/sync", submit.generate_sync),
     ("POST", "/images", submit.store_image),
     ("PUT", "/job/{job_id}", dispatch.put_job),
+    ("GET", "/job/{job_id}/stages", dispatch.get_stages),
     ("GET", "/blobs/{sha256}", dispatch.get_blob),
     ("PUT", "/blobs/{sha256}", dispatch.put_blob),
     ("GET", "/jobs", jobs.list_jobs),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 
 from polypod.access.keys import DISPATCH
 from polypod.api.body import read_json
@@ -21,6 +21,7 @@ from polypod.api.submit import accepted
 from polypod.assets.storage import path_of, renew_all
 from polypod.errors import BadInput, BadRequest, Conflict, NotFound
 from polypod.jobs.engine import Submission
+from polypod.jobs.finished import FinishedStage, finished_stages, stages_to_keep
 from polypod.jobs.job import FileRef
 from polypod.model import Model
 
@@ -55,11 +56,23 @@ async def get_blob(api: Api, request: Request) -> Response:
 
 
 @needs(DISPATCH)
+async def get_stages(api: Api, request: Request) -> Response:
+    """GET /job/{job_id}/stages: what an unfinished job has done, for `PUT /job` elsewhere."""
+    job = await api.job(request.path_params["job_id"], request)
+    live = api.engine.queue.lives.get(job.id)
+    kept = live.kept if live else []
+    stages = finished_stages(api.model(job.model), job.inputs, job.params, kept)
+    return JSONResponse({"stages": [stage.to_json() for stage in stages]})
+
+
+@needs(DISPATCH)
 async def put_job(api: Api, request: Request) -> Response:
     """PUT /job/{job_id}: run the router's job. Repeating it is harmless: 202 with the job as it is.
 
+    `stages` may name those that are done, as `get_stages` of another pod tells them.
+
     Raises:
-        Conflict: inputs are `missing` here.
+        Conflict: inputs or files of stages are `missing` here.
         BadInput: this version of the model does not take these parameters.
     """
     job_id = request.path_params["job_id"]
@@ -74,15 +87,18 @@ async def put_job(api: Api, request: Request) -> Response:
         return accepted(api, await api.engine.job(known.id, seen_owner(request)))
     model = api.model(str(body.get("model") or ""))
     inputs = _inputs(model, body.get("inputs"))
-    digests = [ref.digest for ref in inputs.values()]
+    params = _params(model, body)
+    stages = stages_to_keep(model, inputs, params, owner_of(request), _stages(body))
+    files = [*inputs.values(), *(ref for stage in stages for ref in stage.files.values())]
+    digests = [ref.digest for ref in files]
     missing = [d for d in digests if not await renew_all(api.engine.blobs, [d])]
     if missing:
         raise Conflict(
-            "Inputs of the job are not here.", "PUT /blobs/SHA256 first.", missing=missing
+            "Files of the job are not here.", "PUT /blobs/SHA256 first.", missing=missing
         )
     until = str(body.get("until") or "")
-    params = _params(model, body)
     model.plan(params, until)
+    await api.engine.keep_stages(stages)
     job = await api.engine.submit(
         Submission(
             id=job_id,
@@ -104,7 +120,24 @@ def _params(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
     given = body.get("params")
     if not isinstance(given, dict):
         raise BadRequest("`params` is not an object.", "Send all parameters, resolved.")
-    return model.resolve(cast(dict[str, Any], given))
+    try:
+        return model.resolve(cast(dict[str, Any], given))
+    except BadInput as problem:
+        if body.get("card", model.card["digest"]) != model.card["digest"]:
+            problem.message = (
+                f"The job was checked for another version of {model.name} than the one that is"
+                f" to run it ({model.version}). {problem.message}"
+            )
+        raise
+
+
+def _stages(body: Mapping[str, Any]) -> list[FinishedStage]:
+    try:
+        return [FinishedStage.from_json(stage) for stage in body.get("stages") or ()]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise BadRequest(
+            "`stages` is not a list of finished stages.", "See GET /job/ID/stages."
+        ) from None
 
 
 def _inputs(model: Model, given: Any) -> dict[str, FileRef]:

@@ -146,6 +146,11 @@ OPERATIONS = (
         body="job",
     ),
     Operation(
+        *("GET", "/job/{job_id}/stages", "Routers", "What an unfinished job has done"),
+        answers={200: "FinishedStages"},
+        errors=(404,),
+    ),
+    Operation(
         *("GET", "/blobs/{sha256}", "Routers", "A file by its digest"),
         answers={200: _FILE, 206: _FILE},
         errors=(400, 404, 416),

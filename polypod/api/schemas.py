@@ -149,6 +149,20 @@ IMAGE = _object(
     {"image_id": TEXT, "width": WHOLE, "height": WHOLE, "media_type": TEXT, "size": WHOLE}
 )
 
+FINISHED_STAGES: Schema = {
+    "type": "array",
+    "items": _object(
+        {
+            "key": TEXT,
+            "files": {
+                "type": "object",
+                "additionalProperties": {"$ref": "#/components/schemas/FileReference"},
+            },
+            "run": ANY_OBJECT,
+        }
+    ),
+}
+
 COMPONENTS: dict[str, Schema] = {
     "Problem": PROBLEM,
     "Asset": ASSET,
@@ -193,21 +207,24 @@ COMPONENTS: dict[str, Schema] = {
             "model": TEXT,
             "inputs": {
                 "type": "object",
-                "additionalProperties": _object(
-                    {
-                        "digest": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-                        "size": {"type": "integer", "minimum": 0},
-                        "media_type": TEXT,
-                        "filename": TEXT,
-                    }
-                ),
+                "additionalProperties": {"$ref": "#/components/schemas/FileReference"},
             },
             "params": ANY_OBJECT,
             "until": TEXT,
             "card": TEXT,
             "priority": {"type": "integer"},
+            "stages": FINISHED_STAGES,
         },
     },
+    "FileReference": _object(
+        {
+            "digest": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+            "size": {"type": "integer", "minimum": 0},
+            "media_type": TEXT,
+            "filename": TEXT,
+        }
+    ),
+    "FinishedStages": _object({"stages": FINISHED_STAGES}),
     "Index": _object({"name": TEXT, "version": TEXT, "models": ANY_OBJECT}),
 }
 

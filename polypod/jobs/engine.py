@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,16 @@ from polypod.jobs.describe import describe_asset, describe_job, with_urls
 from polypod.jobs.estimates import Estimates
 from polypod.jobs.events import EventHub
 from polypod.jobs.forget import Forgotten
-from polypod.jobs.job import TERMINAL, Asset, FileRef, Job, JobError, Status, new_id
+from polypod.jobs.job import (
+    TERMINAL,
+    Asset,
+    FileRef,
+    Job,
+    JobError,
+    KeptStage,
+    Status,
+    new_id,
+)
 from polypod.jobs.live import Live
 from polypod.jobs.lock import DataLock
 from polypod.jobs.queue import Queue
@@ -314,6 +323,11 @@ class Engine:
                 f"The file of {name!r} is no longer kept.", "Submit the job again."
             ) from None
 
+    async def keep_stages(self, stages: Sequence[KeptStage]) -> None:
+        """Stages that another server has computed; their files are here."""
+        await self.store.keep_stages(stages)
+        self.runner.remember([stage.key for stage in stages])
+
     # What the service shows
 
     @property
@@ -387,6 +401,8 @@ class Engine:
     def gained(self, live: Live, assets: list[Asset]) -> None:
         for asset in assets:
             self.events.publish(live.job.id, "asset", describe_asset(live.job, asset))
+        if 0 < live.done < len(live.plan):  # fewer stages remain
+            self.moved(live)
 
     async def finish(self, live: Live, status: Status, error: JobError | None = None) -> bool:
         """End the job; the first committed end wins, and only it is told. False: another did.

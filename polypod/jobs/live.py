@@ -32,6 +32,8 @@ class Live:
     runs: list[StageRun] = field(default_factory=list[StageRun])
     keys: set[str] = field(default_factory=set[str])
     """Keys of the stages done: retention leaves them alone."""
+    kept: list[KeptStage] = field(default_factory=list[KeptStage])
+    """The stages done, in order."""
     next_key: str = ""
     """Key of the stage to do next; empty while it is not known or is in a worker's hands."""
     ready_since: float = 0.0
@@ -93,6 +95,7 @@ class Live:
         stage = self.stage
         self.files.update(kept.files)
         self.keys.add(kept.key)
+        self.kept.append(kept)
         self.runs.append(kept.run if ran else replace(kept.run, kept=True))
         assets = output_assets(stage, kept.files)
         self.assets.extend(assets)

@@ -37,6 +37,10 @@ class Runner(Protocol):
         """The job has ended: what still works on it must stop."""
         ...
 
+    def remember(self, keys: list[str]) -> None:
+        """These stages are kept now, too."""
+        ...
+
     def forgot(self, keys: list[str]) -> None:
         """These stages are kept no longer."""
         ...

@@ -110,6 +110,9 @@ class StageRunner:
         self._background.run(self._clear_work(live))
         self._wake()
 
+    def remember(self, keys: list[str]) -> None:
+        self._kept.update(keys)
+
     def forgot(self, keys: list[str]) -> None:
         self._kept.difference_update(keys)
 

@@ -1,8 +1,9 @@
-"""Pods on this computer: a service as a child process, kept running.
+"""Pods on this computer: a service as a child process, kept running while it is awake.
 
 A pod outlives a router that is killed: the work that it does is not lost. What the next router
 needs to know of it is in `<folder>/<id>.json`: that one goes on with the pod, or ends it. A pod
-begins to run only after this was written, so there is none that nobody knows of.
+begins to run only after this was written, so there is none that nobody knows of. Where nobody
+will come after (`bound`), pods end with the process that started them, however that ends.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -47,6 +48,20 @@ SILENT_S = 60.0
 GRACE_S = 8.0
 POLL_S = 0.2
 ASK_EVERY_S = 5.0
+
+BEGIN = 'read -r go && exec "$@" </dev/null'
+BEGIN_BOUND = """
+read -r go || exit
+exec 3<&0
+(
+    read -r never <&3
+    kill $$
+    for tenth in $(seq 100); do kill -0 $$ || exit; sleep 0.1; done
+    kill -9 -$$
+) 2>/dev/null &
+exec "$@" </dev/null 3<&-
+"""
+"""The pipe, on which nothing more comes, closes when its writer is gone: then the pod is ended."""
 
 PASSED = ("POLYPOD_MAX_PIXELS", "POLYPOD_MAX_UPLOAD_BYTES", "POLYPOD_DISK_BUDGET_BYTES")
 PREFIXES = ("POLYPOD_SLOT_", "OTEL_")
@@ -89,11 +104,27 @@ class Record:
 
 
 class LocalPods:
-    """Keeps a process running for each spec, from `start` to `stop`. `folder` is theirs alone."""
+    """Keeps a process running for each spec that is awake, from `start` to `stop`.
 
-    def __init__(self, specs: Sequence[PodSpec], folder: Path) -> None:
+    `folder` is theirs alone; `asleep` names those that run only once they are woken.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[PodSpec],
+        folder: Path,
+        asleep: Collection[str] = (),
+        *,
+        bound: bool = False,
+    ) -> None:
+        self.ended: dict[str, str] = {}
+        """How each pod that was not to end has ended last."""
         self._specs = {spec.id: spec for spec in specs}
+        self._asleep = asleep
+        self._bound = bound
         self._folder = folder
+        self._came: Callable[[Known], object] = lambda _: None
+        self._ending: dict[str, asyncio.Task[object]] = {}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._background = Background()
         self._keepers: dict[str, asyncio.Task[object]] = {}
@@ -106,12 +137,25 @@ class LocalPods:
 
     async def start(self, came: Callable[[Known], object]) -> None:
         """`came` is told of each pod when it is started; it is ready when it answers."""
+        self._came = came
         await asyncio.to_thread(self._folder.mkdir, mode=0o700, parents=True, exist_ok=True)
-        for spec in self._specs.values():
-            self._keepers[spec.id] = self._background.run(self._keep(spec, came))
+        left = {known.id for known in self.left_running()}
+        for pod in self._specs:
+            if pod in left or pod not in self._asleep:
+                self.wake(pod)
         for record in self._records():
-            if record.id not in self._specs:
+            if record.id not in self._keepers:
                 self._background.run(self._end(record))
+
+    def wake(self, pod: str) -> None:
+        """Starts it and keeps it running; harmless where it is awake."""
+        if pod in self._specs and pod not in self._keepers:
+            self._keepers[pod] = self._background.run(self._keep(self._specs[pod]))
+
+    def put_to_sleep(self, pod: str) -> None:
+        """Ends it until it is woken."""
+        if keeper := self._keepers.pop(pod, None):
+            self._ending[pod] = self._background.run(self._end_kept(pod, keeper))
 
     async def stop(self) -> None:
         """Ends all pods, side by side; returns when their processes are gone."""
@@ -121,25 +165,37 @@ class LocalPods:
     async def dismiss(self, pod: str) -> None:
         """Ends this one for good; harmless where it is not ours."""
         if keeper := self._keepers.pop(pod, None):
-            keeper.cancel()
-            await asyncio.wait([keeper])
-            if record := self._read(pod):
-                await self._end(record)
+            await self._end_kept(pod, keeper)
+
+    async def _end_kept(self, pod: str, keeper: asyncio.Task[object]) -> None:
+        keeper.cancel()
+        await asyncio.wait([keeper])
+        if record := self._read(pod):
+            await self._end(record)
 
     # One pod
 
-    async def _keep(self, spec: PodSpec, came: Callable[[Known], object]) -> None:
+    async def _keep(self, spec: PodSpec) -> None:
+        if spec.id in self._ending:
+            await asyncio.wait([self._ending.pop(spec.id)])
         pause = FIRST_PAUSE_S
         while True:
-            record = await self._adopted(spec) or await asyncio.to_thread(self._begin, spec)
-            came(record.known)
             begun = time.monotonic()
-            why = await self._watch(record)
+            why = self.ended[spec.id] = await self._run(spec)
             if time.monotonic() - begun > STEADY_S:
                 pause = FIRST_PAUSE_S
             log.warning("pod %s %s; it starts again in %.0f s", spec.id, why, pause)
             await asyncio.sleep(pause)
             pause = min(pause * 2, MOST_PAUSE_S)
+
+    async def _run(self, spec: PodSpec) -> str:
+        """Goes on with the pod, or starts it; returns when it has to be started again: why."""
+        try:
+            record = await self._adopted(spec) or await asyncio.to_thread(self._begin, spec)
+        except OSError as error:
+            return f"cannot be started ({error})"
+        self._came(record.known)
+        return await self._watch(record)
 
     async def _adopted(self, spec: PodSpec) -> Record | None:
         """The pod of a router that was killed, if it is the one that is wanted and answers."""
@@ -171,7 +227,7 @@ class LocalPods:
         serve = [*COMMAND, "--arg", f"model={spec.model}", "--host", HOST, "--port", str(port)]
         with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
             process = subprocess.Popen(
-                ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh", *serve],
+                ["/bin/sh", "-c", BEGIN_BOUND if self._bound else BEGIN, "sh", *serve],
                 cwd=ROOT,
                 env=_environment(spec, data, port, key),
                 stdin=subprocess.PIPE,
@@ -184,8 +240,11 @@ class LocalPods:
             Record(spec.id, spec.digest, process.pid, birth(process.pid), port, key)
         )
         assert process.stdin
-        with process.stdin, contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError):
             process.stdin.write(b"go\n")
+            process.stdin.flush()
+            if not self._bound:
+                process.stdin.close()
         return record
 
     async def _watch(self, record: Record) -> str:
@@ -214,7 +273,13 @@ class LocalPods:
     def _reap(self, pod: str) -> str:
         """How the child has ended, and its last line."""
         process = self._children.pop(pod, None)
+        if process:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # what waits with a pod for our end
         code = process.wait() if process else None
+        if process and process.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
         how = "killed" if code is None else f"signal {-code}" if code < 0 else f"status {code}"
         try:
             lines = (self._folder / f"{pod}.log").read_text(errors="replace").split("\n")

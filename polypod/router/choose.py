@@ -7,9 +7,19 @@ never waits for us. All other jobs stay in the router's queue, where they can st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from polypod.jobs.fits import CLASS_SLACK
 
 PLACES = 2
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model as an endpoint serves it: digest of its card, and its version (newer is larger)."""
+
+    card: str
+    version: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -21,6 +31,12 @@ class Waiting:
     owner: str
     order: tuple[int, int]
     """Smaller goes first: priority (negated), then arrival."""
+    card: str = ""
+    """Digest of the card that it was checked against."""
+    avoid: frozenset[str] = frozenset()
+    """Endpoints that were lost with it, which are asked last."""
+    vram_gb: Mapping[str, float] = field(default_factory=dict[str, float])
+    """GPU memory that it needs, by slot."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +44,11 @@ class Offer:
     """A ready endpoint. `free_in_s`: when the work that it has will be done, as far as is known."""
 
     endpoint: str
-    models: frozenset[str]
+    models: Mapping[str, Served]
     jobs: int
     free_in_s: float = 0.0
+    vram_gb: Mapping[str, float] = field(default_factory=dict[str, float])
+    """GPU memory by slot, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +67,28 @@ def next_dispatch(
     """
     fairly = sorted(waiting, key=lambda w: (w.order[0], dispatched.get(w.owner, 0), w.order[1]))
     for job in fairly:
-        able = [o for o in offers if job.model in o.models and o.jobs < PLACES]
+        able = [
+            offer
+            for offer in _of_its_version(job, offers)
+            if offer.jobs < PLACES and fits(job, offer)
+        ]
         if able:
-            best = min(able, key=lambda o: (o.jobs, o.free_in_s, o.endpoint))
+            best = min(
+                able, key=lambda o: (o.endpoint in job.avoid, o.jobs, o.free_in_s, o.endpoint)
+            )
             return Dispatch(job.job, best.endpoint)
     return None
+
+
+def fits(job: Waiting, offer: Offer) -> bool:
+    """Whether the endpoint's GPUs have the memory that the job needs; unknown ones may."""
+    there = offer.vram_gb
+    return all(gb <= there.get(slot, gb) * CLASS_SLACK for slot, gb in job.vram_gb.items())
+
+
+def _of_its_version(job: Waiting, offers: Sequence[Offer]) -> list[Offer]:
+    """Those of the version that the job was checked for; where there is none, of the newest."""
+    serving = [offer for offer in offers if job.model in offer.models]
+    same = [offer for offer in serving if offer.models[job.model].card == job.card]
+    newest = max((offer.models[job.model].version for offer in same or serving), default=())
+    return [offer for offer in serving if offer.models[job.model].version == newest]

@@ -16,28 +16,28 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx
-
 from polypod.background import Background
-from polypod.client import ClientError
 from polypod.errors import Problem
 from polypod.jobs import fits
-from polypod.jobs.job import Job, JobError
+from polypod.jobs.job import TERMINAL, Job, JobError
 from polypod.jobs.live import Live
 from polypod.jobs.runner import Book
 from polypod.model import Model
 from polypod.router.cards import CardModel, model_of
-from polypod.router.choose import Offer, next_dispatch
+from polypod.router.choose import Offer, Served, next_dispatch
 from polypod.router.endpoint import Endpoint, Known, Watch
-from polypod.router.errand import Errand, Gone, Refused
+from polypod.router.errand import Broken, Errand, Gone
+from polypod.router.handover import Refused
 from polypod.router.routed import RoutedLive
 
 log = logging.getLogger("polypod.router")
 
-LOSSES = 3
 SETTLE_S = 10.0
 """How long after a start jobs that were under way are kept for the pods that may have them."""
 RETRY_S = 2.0
+TIDY_S = 5.0
+GONE = 5
+"""So often in a row a pod may not have a job that it was given, before it counts as broken."""
 
 
 class Pods(Protocol):
@@ -49,6 +49,9 @@ class Pods(Protocol):
     async def dismiss(self, pod: str) -> None:
         """End this one for good; harmless where it is not theirs."""
         ...
+
+    def wake(self, pod: str) -> None: ...
+    def put_to_sleep(self, pod: str) -> None: ...
 
 
 class Dispatcher:
@@ -74,6 +77,7 @@ class Dispatcher:
         for endpoint in self.endpoints.values():
             if endpoint.known.url:
                 self._watch(endpoint)
+        self._background.run(self._tidying())
 
     async def learn_kept(self) -> None:
         """The models whose cards the store has."""
@@ -133,7 +137,7 @@ class Dispatcher:
         """A new endpoint; in place of the one of its id, if that was at another address."""
         before = self.endpoints.get(known.id)
         if before and before.known == known:
-            if before.state == "lost":
+            if before.state in ("lost", "unusable"):
                 self._watch_anew(before)
             return before
         if before:
@@ -154,8 +158,29 @@ class Dispatcher:
         endpoint.state = "draining"
         self._remove_if_drained(endpoint)
 
+    def backlog(self) -> Counter[str]:
+        """How many jobs wait for a place, by model."""
+        lives = self._book.queue.lives.values()
+        return Counter(live.model.name for live in lives if not (live.handed or live.ended))
+
+    def wake(self, endpoint: Endpoint) -> None:
+        """Start the pod behind a stopped endpoint."""
+        if self._pods and self._pods_run and endpoint.state == "stopped":
+            endpoint.set_state("starting")
+            self._pods.wake(endpoint.id)
+
+    def put_to_sleep(self, endpoint: Endpoint) -> None:
+        """Stop the pod behind an endpoint without jobs, until it is woken."""
+        if self._pods and not endpoint.jobs:
+            self._remove(endpoint)
+            models = tuple(endpoint.models) or endpoint.known.models
+            known = Known(endpoint.id, "", endpoint.known.provider, models=models)
+            self.endpoints[endpoint.id] = Endpoint(known)
+            self._pods.put_to_sleep(endpoint.id)
+
     def _remove_if_drained(self, endpoint: Endpoint) -> None:
-        if endpoint.state == "draining" and not endpoint.jobs:
+        ours = self.endpoints.get(endpoint.id) is endpoint
+        if ours and endpoint.state == "draining" and not endpoint.jobs:
             self._remove(endpoint)
             if self._pods:
                 self._background.run(self._pods.dismiss(endpoint.id))
@@ -173,7 +198,7 @@ class Dispatcher:
     def _watch_anew(self, endpoint: Endpoint) -> None:
         """What served it has been started again: no waiting for the next look."""
         self._watches.pop(endpoint.id).cancel()
-        endpoint.state, endpoint.reason, endpoint.health = "starting", "", {}
+        endpoint.begin_anew()
         self._watch(endpoint)
 
     def _came(self, endpoint: Endpoint) -> None:
@@ -196,20 +221,32 @@ class Dispatcher:
 
     async def _reattach(self, endpoint: Endpoint) -> None:
         """Follow those of our jobs that the pod has; end there what is no longer ours."""
+        endpoint.untidy = False
         try:
             async for view in endpoint.client.jobs(limit=200):
                 live = self._live(view.id)
                 if not self._acts:
                     return
-                if live and not live.handed:
+                if live and not live.handed and endpoint.takes_jobs:
                     self._assign(live, endpoint, there=True)
-                elif view.status in ("queued", "processing") and (
-                    not live or live.endpoint != endpoint.id
-                ):
-                    await endpoint.client.cancel(view.id)
-        except ClientError as error:
-            log.warning("endpoint %s did not tell its jobs: %s", endpoint.id, error)
+                elif await self._is_left_over(view.id, endpoint) and self._acts:
+                    endpoint.untidy = True  # until its own list does not show it any more
+                    await self._end_there(endpoint, view.id, ended=view.done)
+        except Exception as error:  # whatever it answers
+            log.warning("endpoint %s did not tell its jobs: %r", endpoint.id, error)
+            endpoint.untidy = True
         self._seen(endpoint)
+
+    async def _is_left_over(self, job_id: str, endpoint: Endpoint) -> bool:
+        """Whether a job that the pod has is one of ours that has ended or is elsewhere now.
+
+        Others may use the pod too: their jobs are not known here.
+        """
+        live = self._live(job_id)
+        if live:
+            return live.handed and live.endpoint != endpoint.id
+        job = await self._book.store.get(job_id)
+        return job is not None and job.status in TERMINAL
 
     def _seen(self, endpoint: Endpoint) -> None:
         self._unseen.discard(endpoint.id)
@@ -225,6 +262,7 @@ class Dispatcher:
             if live and self._leads:
                 self._lost(live, endpoint)
         self._unseen.discard(endpoint.id)
+        self._remove_if_drained(endpoint)
         self._wake()
 
     # Jobs (the engine's `Runner`)
@@ -243,12 +281,14 @@ class Dispatcher:
         endpoint = self.endpoints.get(live.endpoint)
         if endpoint:
             endpoint.jobs.discard(live.job.id)
-            if live.errand and live.errand is not asyncio.current_task():
-                live.errand.cancel()
+            errand = live.errand if live.errand is not asyncio.current_task() else None
             if self._leads:
-                self._background.run(self._clean_up(endpoint, live.job.id, live.job.status))
+                self._background.run(self._clean_up(endpoint, live.job, errand))
             self._remove_if_drained(endpoint)
         self._wake()
+
+    def remember(self, keys: list[str]) -> None:
+        """The router keeps no stages."""
 
     def forgot(self, keys: list[str]) -> None:
         """The router keeps no stages."""
@@ -283,14 +323,32 @@ class Dispatcher:
             "endpoints": {"ready": 0, "busy": 0, "lost": 0} | states,
         }
 
-    async def _clean_up(self, endpoint: Endpoint, job_id: str, status: str) -> None:
+    async def _clean_up(
+        self, endpoint: Endpoint, job: Job, errand: asyncio.Task[Any] | None
+    ) -> None:
         """What is home, or cancelled, need not stay on the pod."""
+        if errand:
+            errand.cancel()
+            await asyncio.wait([errand])  # it may have been handing the job over
+        await self._end_there(endpoint, job.id, ended=job.status != "cancelled")
+
+    async def _end_there(self, endpoint: Endpoint, job_id: str, *, ended: bool) -> None:
+        """Nothing of the job is to be on the pod; `ended`: it has ended there too."""
         try:
-            if status == "cancelled":
+            if not ended:
                 await endpoint.client.cancel(job_id)
             await endpoint.client.delete(job_id)
-        except ClientError as error:
-            log.info("job %s stays on %s: %s", job_id, endpoint.id, error)
+        except Exception as error:  # whatever it answers
+            log.info("job %s stays on %s for now: %r", job_id, endpoint.id, error)
+            endpoint.untidy = True
+
+    async def _tidying(self) -> None:
+        """Again and again: end what is left over on pods that could not be told so before."""
+        while True:
+            await asyncio.sleep(TIDY_S)
+            for endpoint in [e for e in self.endpoints.values() if e.takes_jobs and e.untidy]:
+                if self._acts:
+                    await self._reattach(endpoint)
 
     # Who goes where
 
@@ -314,7 +372,7 @@ class Dispatcher:
 
     def _offers(self) -> list[Offer]:
         return [
-            Offer(e.id, frozenset(e.models), len(e.jobs), self._free_in_s(e))
+            Offer(e.id, _served(e.models), len(e.jobs), self._free_in_s(e), e.vram_gb)
             for e in self.endpoints.values()
             if e.takes_jobs
         ]
@@ -346,15 +404,22 @@ class Dispatcher:
     ) -> None:
         try:
             await errand.run(there=there)
+            endpoint.failures = 0
         except Refused as refused:
             if refused.for_good:
                 await self._book.finish(live, "failed", refused.error)
             else:
                 await self._later(live, endpoint)
         except Gone:
-            await self._later(live, endpoint)
-        except (ClientError, httpx.HTTPError, Problem, OSError) as error:
-            log.warning("job %s on %s: %s", live.job.id, endpoint.id, error)
+            live.gone += 1
+            if live.gone % GONE:
+                await self._later(live, endpoint)
+            else:
+                self._blame(endpoint, "It does not keep the jobs that it is given.")
+        except Broken as broken:
+            self._blame(endpoint, str(broken))
+        except (Problem, OSError) as error:
+            log.warning("job %s: %s", live.job.id, error)
             await self._later(live, endpoint)
 
     async def _later(self, live: RoutedLive, endpoint: Endpoint) -> None:
@@ -364,13 +429,22 @@ class Dispatcher:
             await asyncio.sleep(RETRY_S)
             self._back_in_line(live)
 
+    def _blame(self, endpoint: Endpoint, why: str) -> None:
+        """It says that it is well, but fails at jobs: they go on elsewhere."""
+        log.warning("endpoint %s is taken out: %s", endpoint.id, why)
+        endpoint.take_out("lost", why)
+        self._went(endpoint)
+
     def _lost(self, live: RoutedLive, endpoint: Endpoint) -> None:
         """The endpoint is lost with the job: it goes on elsewhere, unless it is what kills pods."""
+        if live.home:
+            return
         endpoint.jobs.discard(live.job.id)
-        if live.errand:
+        if live.errand and live.errand is not asyncio.current_task():
             live.errand.cancel()
-        live.losses += live.job.status == "processing" and bool(live.at)
-        if live.losses >= LOSSES:
+        endpoint.untidy = True
+        live.note_loss(endpoint.id, endpoint.life)
+        if live.is_poison:
             error = JobError(
                 "pods_lost",
                 f"{live.losses} pods were lost while they ran this job.",
@@ -397,6 +471,10 @@ def _models_of(cards: Iterable[dict[str, Any]]) -> list[CardModel]:
         except (KeyError, TypeError, ValueError) as error:
             log.warning("a kept card cannot be read: %s", error)
     return models
+
+
+def _served(models: Mapping[str, CardModel]) -> dict[str, Served]:
+    return {m.name: Served(str(m.card["digest"]), tuple(_age(m))) for m in models.values()}
 
 
 def _age(model: CardModel) -> list[int]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import httpx
 
-from polypod.client import ApiError, AsyncClient, ClientError
+from polypod.client import AsyncClient, ClientError
 from polypod.router.cards import CardModel, model_of
+from polypod.router.guard import Guarded
 
 log = logging.getLogger("polypod.router")
 
@@ -21,7 +23,14 @@ EVERY_S = 1.0
 STARTING_S = 0.2
 REFUSED_FOR_S = 3.0
 SILENT_FOR_S = 10.0
+HEALTH_S = 5.0
+LEARN_S = 30.0
+FIRST_BACKOFF_S = 2.0
 MOST_BACKOFF_S = 30.0
+STEADY_S = 60.0
+"""What was ready for so long begins with a short pause again."""
+RESTARTED_S = 3.0
+"""By how much the start of a process may seem to move while it is the same one."""
 NOWHERE = "http://stopped.invalid"
 
 State = Literal["stopped", "starting", "ready", "draining", "lost", "unusable"]
@@ -39,6 +48,10 @@ class Known:
     """What it is to serve; what it serves is told by its cards."""
 
 
+def _new_life() -> str:
+    return uuid.uuid4().hex
+
+
 @dataclass(eq=False)
 class Endpoint:
     known: Known
@@ -48,16 +61,26 @@ class Endpoint:
     models: dict[str, CardModel] = field(default_factory=dict[str, CardModel])
     jobs: set[str] = field(default_factory=set[str])
     """The router's jobs that are there."""
+    untidy: bool = False
+    """Jobs may be there that are not to be any more."""
     since: float = field(default_factory=time.time)
+    life: str = field(default_factory=_new_life)
+    """Another one after each restart of what serves it: which pod it is, so to say."""
+    out_until: float = 0.0
+    """It has failed though it seems well, and is left alone until then (monotonic seconds)."""
+    failures: int = 0
+    """How often it was taken out since it last did a job."""
 
     def __post_init__(self) -> None:
         url = self.known.url
         if not url:
             self.state, url = "stopped", NOWHERE
-        key = self.known.api_key
-        self.client = AsyncClient(url, api_key=key, patience_s=SILENT_FOR_S, timeout_s=10)
+        key, wire = self.known.api_key, Guarded(url)
+        self.client = AsyncClient(
+            url, api_key=key, patience_s=SILENT_FOR_S, timeout_s=10, transport=wire
+        )
         headers = {"X-API-Key": key} if key else {}
-        self.http = httpx.AsyncClient(base_url=url, headers=headers, timeout=30, trust_env=False)
+        self.http = httpx.AsyncClient(base_url=url, headers=headers, timeout=30, transport=wire)
 
     @property
     def id(self) -> str:
@@ -84,6 +107,24 @@ class Endpoint:
     def shown_state(self) -> str:
         """`busy`: ready, and it has a job to run."""
         return "busy" if self.state == "ready" and self.jobs else self.state
+
+    def take_out(self, state: State, reason: str) -> None:
+        """It gets no jobs for a while, longer each time it happens without a job done between."""
+        self.out_until = time.monotonic() + backoff_s(self.failures)
+        self.failures += 1
+        if self.state != "draining":
+            self.set_state(state, reason)
+
+    def set_state(self, state: State, reason: str = "") -> None:
+        if self.state != state:
+            log.info("endpoint %s: %s %s", self.id, state, reason)
+            self.since = time.time()
+        self.state, self.reason = state, reason
+
+    def begin_anew(self) -> None:
+        """What serves it has been started again."""
+        self.set_state("starting")
+        self.health, self.life, self.out_until = {}, _new_life(), 0.0
 
     async def close(self) -> None:
         await self.client.aclose()
@@ -127,77 +168,126 @@ class Watch:
         self._went = went
         self._failing_since: float | None = None
         self._pause = EVERY_S
+        self._store_id = ""
+        self._begun: float | None = None
+        """When its process began, as far as its uptime tells (monotonic seconds)."""
 
     async def run(self) -> None:
         while True:
-            try:
-                await self._ask()
-            except Exception:
-                log.exception("watching %s failed", self._endpoint.id)
+            self._pause = EVERY_S
+            if time.monotonic() >= self._endpoint.out_until:
+                try:
+                    await self._ask()
+                except Exception:
+                    log.exception("watching %s failed", self._endpoint.id)
             await asyncio.sleep(self._pause)
 
     async def _ask(self) -> None:
         endpoint = self._endpoint
         try:
-            answer = await endpoint.http.get("/health", timeout=5)
-            health = document(answer)
-        except (httpx.HTTPError, ValueError) as error:
+            answer = await asyncio.wait_for(endpoint.http.get("/health"), HEALTH_S)
+            health = health_of(answer)
+        except (httpx.HTTPError, asyncio.TimeoutError, ValueError) as error:
             self._failed(error)
             return
-        self._failing_since, self._pause = None, EVERY_S
-        if health.get("api") != API_MAJOR:
-            self._lose("unusable", f"It speaks protocol {health.get('api')}, not {API_MAJOR}.")
+        self._failing_since = None
+        if health["api"] != API_MAJOR:
+            self._lose("unusable", f"It speaks protocol {health['api']}, not {API_MAJOR}.")
             return
-        before, endpoint.health = endpoint.store_id, health
-        if before and endpoint.store_id and before != endpoint.store_id:
-            self._lose("lost", "It came back with an empty store.")
-        if health.get("status") != "healthy":
+        endpoint.health = health
+        restarted = self._has_restarted(health)
+        before, self._store_id = self._store_id, endpoint.store_id or self._store_id
+        if before and before != self._store_id:
+            if endpoint.state != "draining":
+                endpoint.set_state("lost", "It came back with an empty store.")
+            self._went(endpoint)
+        if health["status"] != "healthy":
             if not endpoint.takes_jobs:
-                self._set("starting", "; ".join(health.get("reasons") or ()))
+                endpoint.set_state("starting", "; ".join(map(str, health.get("reasons") or ())))
             return
-        if not endpoint.takes_jobs and endpoint.state != "draining":
+        if endpoint.takes_jobs and time.time() - endpoint.since > STEADY_S:
+            endpoint.failures = 0
+        if endpoint.state != "draining" and (restarted or not endpoint.takes_jobs):
             await self._learn()
+
+    def _has_restarted(self, health: Mapping[str, Any]) -> bool:
+        """Also so quickly that nothing was missed; it may then be of another version."""
+        uptime = health.get("uptime_s")
+        if not isinstance(uptime, int | float):
+            return False
+        before, self._begun = self._begun, time.monotonic() - uptime
+        if before is None or self._begun - before < RESTARTED_S:
+            return False
+        self._endpoint.life = _new_life()
+        return True
 
     async def _learn(self) -> None:
         """Read its cards; then it takes jobs."""
         endpoint = self._endpoint
         try:
-            cards = await endpoint.client.models()
-            endpoint.models = {card.name: model_of(card.raw) for card in cards}
-        except (ClientError, ApiError, KeyError, TypeError, ValueError) as error:
-            self._set("unusable", f"Its cards cannot be read: {error}")
+            cards = await asyncio.wait_for(endpoint.client.models(), LEARN_S)
+            models = {card.name: model_of(card.raw) for card in cards}
+        except Exception as error:  # whatever it is that came
+            log.info("the cards of %s cannot be read: %r", endpoint.id, error)
+            self._lose("unusable", f"Its cards cannot be read: {words(error)}")
             return
-        self._set("ready", "")
+        endpoint.models = models
+        endpoint.set_state("ready")
         self._came(endpoint)
 
     def _failed(self, error: Exception) -> None:
-        if self._endpoint.state == "starting" and self._endpoint.known.provider == "local":
+        endpoint = self._endpoint
+        if endpoint.state == "starting" and endpoint.known.provider == "local":
             self._pause = STARTING_S  # its own process tells if that ends
             return
         now = time.monotonic()
         self._failing_since = self._failing_since or now
         refused = isinstance(error, httpx.ConnectError)
         if now - self._failing_since >= (REFUSED_FOR_S if refused else SILENT_FOR_S):
-            self._lose("lost", "It does not answer.")
-            self._pause = min(self._pause * 1.5, MOST_BACKOFF_S)
+            self._lose("lost", words(error))
 
     def _lose(self, state: State, reason: str) -> None:
-        had_jobs = self._endpoint.state in ("ready", "draining")
-        self._set(state, reason)
-        if had_jobs:
-            self._went(self._endpoint)
+        self._endpoint.take_out(state, reason)
+        self._went(self._endpoint)
 
-    def _set(self, state: State, reason: str) -> None:
-        endpoint = self._endpoint
-        if endpoint.state != state:
-            log.info("endpoint %s: %s %s", endpoint.id, state, reason)
-            endpoint.since = time.time()
-        endpoint.state, endpoint.reason = state, reason
+
+def backoff_s(failures: int) -> float:
+    """How long an endpoint is left alone after it failed once more."""
+    return min(FIRST_BACKOFF_S * 2.0**failures, MOST_BACKOFF_S)
+
+
+def words(error: BaseException) -> str:
+    """What is wrong with a pod, for people."""
+    if isinstance(error, httpx.ConnectError):
+        return "Nothing listens there."
+    if isinstance(error, httpx.TimeoutException | asyncio.TimeoutError):
+        return "It does not answer."
+    if isinstance(error, ClientError):
+        return error.message
+    if isinstance(error, ValueError):
+        return str(error)
+    if isinstance(error, httpx.HTTPError):
+        return f"The connection broke: {error or type(error).__name__}."
+    return f"Its answer makes no sense ({type(error).__name__}: {error})."
+
+
+def health_of(answer: httpx.Response) -> dict[str, Any]:
+    """The body of a `/health`. Raises ValueError where that is none."""
+    try:
+        health = document(answer)
+    except ValueError:
+        health = {}
+    if health.get("status") in ("healthy", "starting", "degraded") and "api" in health:
+        return health
+    raise ValueError(f"Its /health is not that of a polypod service (HTTP {answer.status_code}).")
 
 
 def document(answer: httpx.Response) -> dict[str, Any]:
     """The JSON object in an answer. Raises ValueError where there is none."""
-    found = answer.json()
+    try:
+        found = answer.json()
+    except ValueError:
+        found = None
     if not isinstance(found, dict):
-        raise ValueError("the answer is no JSON object")
+        raise ValueError(f"Its answer is no JSON object (HTTP {answer.status_code}).")
     return cast(dict[str, Any], found)

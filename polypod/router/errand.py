@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
 import math
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from dataclasses import asdict
+import uuid
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from polypod import metrics, tracing
+from polypod import metrics
 from polypod.assets.storage import BlobStore, path_of, patiently, renew_all
 from polypod.client import ApiError, AssetView, Event, JobView
 from polypod.errors import Problem, Unavailable
+from polypod.jobs.finished import FinishedStage
 from polypod.jobs.job import Asset, FileRef, JobError, StageRun
+from polypod.jobs.publish import MANIFEST
 from polypod.jobs.runner import Book
-from polypod.jobs.stages import FILE_LOST
-from polypod.router.endpoint import Endpoint, document
+from polypod.router.endpoint import Endpoint, document, words
+from polypod.router.fetch import fetch
+from polypod.router.handover import Refused, hand_over
 from polypod.router.noted import noted
 from polypod.router.routed import RoutedLive
 
-CHUNK = 1 << 20
-HAND_OVER_TRIES = 5
+log = logging.getLogger("polypod.router")
+
+AGAIN_S = (0.5, 2.0)
+"""Waits before a pod that failed at a job is asked once more for the same."""
+STATUSES = ("queued", "processing", "completed", "failed", "cancelled")
 _HOME = ("output", "manifest")
 
 
@@ -36,13 +41,8 @@ class Gone(Exception):
     """The pod does not have the job (any more)."""
 
 
-class Refused(Exception):
-    """The pod will not take the job, now or (`for_good`) ever."""
-
-    def __init__(self, error: JobError, for_good: bool) -> None:
-        super().__init__(error.message)
-        self.error = error
-        self.for_good = for_good
+class Broken(Exception):
+    """The pod fails at the job, though it seems well; the message says how."""
 
 
 class Errand:
@@ -57,135 +57,143 @@ class Errand:
         self._blobs = blobs
         self._work = work
         self._fetching: dict[str, asyncio.Task[Asset]] = {}
+        self._remaining = len(live.plan)
+        """How many stages the pod has still to do."""
 
     async def run(self, *, there: bool) -> None:
         """`there`: the pod has the job already, from before this router's start.
 
         Raises:
-            Gone, Refused, ClientError, httpx.HTTPError: it did not end; see `Dispatcher`.
+            Gone, Refused, Broken: it did not end; see `Dispatcher`.
+            Problem, OSError: something is wrong here, not there.
         """
         with noted(self._live, self._endpoint):
-            await self._run(there)
+            for pause_s in AGAIN_S:
+                with contextlib.suppress(Broken):
+                    return await self._try(there)
+                await asyncio.sleep(pause_s)
+            await self._try(there)
 
-    async def _run(self, there: bool) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="errand-", dir=self._work))
+    async def _try(self, there: bool) -> None:
+        try:
+            await self._go(there)
+        except (Gone, Refused, Problem):
+            raise
+        except Exception as error:  # whatever a broken pod can bring about
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+                raise
+            log.info("job %s on %s: %r", self._live.job.id, self._endpoint.id, error)
+            raise Broken(words(error)) from error
+
+    async def _go(self, there: bool) -> None:
+        folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="errand-", dir=self._work))
+        gathering = asyncio.Event()
+        gatherer = asyncio.create_task(self._gather(gathering, folder))
         try:
             if not there:
-                await self._hand_over()
-            await self._follow(folder)
+                live = self._live
+                await hand_over(self._endpoint, live.job, live.finished.values(), self._blobs)
+            await self._follow(folder, gathering)
         except ApiError as error:
             raise (Gone() if error.status in (404, 410) else error) from error
         finally:
-            for task in self._fetching.values():
+            tasks: list[asyncio.Task[Any]] = [gatherer, *self._fetching.values()]
+            self._fetching = {}
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._fetching.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-    # There
-
-    async def _hand_over(self) -> None:
-        live = self._live
-        job = live.job
-        body = {
-            "model": job.model,
-            "inputs": {name: asdict(ref) for name, ref in job.inputs.items()},
-            "params": dict(job.params),
-            "until": job.until,
-            "card": job.card,
-            "priority": job.priority,
-        }
-        for _ in range(HAND_OVER_TRIES):
-            for ref in job.inputs.values():
-                await self._send(ref)
-            answer = await self._endpoint.http.put(
-                f"/job/{job.id}", json=body, headers=tracing.headers(job.trace)
-            )
-            if answer.status_code < 300:
-                if document(answer).get("status") not in ("failed", "cancelled"):
-                    return
-                await self._endpoint.client.delete(job.id)  # an earlier try of ours, ended there
-                continue
-            problem = _problem(answer)
-            if answer.status_code == 409 and "missing" in problem:
-                continue
-            error = JobError(
-                str(problem.get("code") or "refused"),
-                str(problem.get("error") or f"The pod refused the job ({answer.status_code})."),
-                str(problem.get("hint") or ""),
-            )
-            raise Refused(error, for_good=answer.status_code in (400, 413, 415, 422))
-        raise Refused(JobError("refused", "The pod does not keep the inputs."), for_good=False)
-
-    async def _send(self, ref: FileRef) -> None:
-        path = f"/blobs/{ref.digest}"
-        if (await self._endpoint.http.head(path)).status_code == 200:
-            return
-        headers = {"Content-Type": ref.media_type, "Content-Length": str(ref.size)}
-        try:
-            content = _chunks(await path_of(self._blobs, ref.digest))
-        except KeyError:
-            raise Refused(FILE_LOST, for_good=True) from None
-        answer = await self._endpoint.http.put(path, content=content, headers=headers)
-        answer.raise_for_status()
-        metrics.relayed_out(ref.size)
 
     # Back
 
-    async def _follow(self, folder: Path) -> None:
-        client, job_id = self._endpoint.client, self._live.job.id
-        async for event in client.events(job_id):
-            self._tell(event, folder)
-        view = (await client.job(job_id)).view
+    async def _follow(self, folder: Path, gathering: asyncio.Event) -> None:
+        client, live = self._endpoint.client, self._live
+        async for event in client.events(live.job.id):
+            self._tell(event, folder, gathering)
+        view = _checked((await client.job(live.job.id)).view, live)
         if view.status == "completed":
             await self._bring_home(view, folder)
-            await self._book.finish(self._live, "completed")
+            live.home = True
+            await self._book.finish(live, "completed")
         elif view.status == "failed":
             error = view.error
             failure = JobError(error.code, error.message, error.hint) if error else None
-            await self._book.finish(self._live, "failed", failure)
+            live.home = True
+            await self._book.finish(live, "failed", failure)
         else:
             raise Gone
 
-    def _tell(self, event: Event, folder: Path) -> None:
-        live, view = self._live, event.job
+    def _tell(self, event: Event, folder: Path, gathering: asyncio.Event) -> None:
+        live, view = self._live, _checked(event.job, self._live)
         if event.kind == "log":
             self._book.logged(live, str(event.data.get("line", "")))
             return
         if event.kind in ("snapshot", "asset"):
             for asset in view.assets:
                 self._fetch(asset, folder)
-        live.at, live.message = view.stage, view.message
-        live.told_progress, live.told_eta_s = view.progress, view.eta_seconds
-        if view.status != "queued" and live.job.status == "queued":
+        live.at, live.message = str(view.stage), str(view.message)
+        live.told_progress = max(0.0, min(100.0, view.progress))
+        live.told_eta_s = view.eta_seconds
+        live.runs_there = view.status != "queued"
+        if live.runs_there and live.job.status == "queued":
             self._book.began(live, view.started_at or time.time())
+        if view.status == "processing" and 0 < len(view.remaining_stages) < self._remaining:
+            self._remaining = len(view.remaining_stages)
+            gathering.set()
         if event.kind == "progress":
             self._book.progressed(live)
         elif not view.done and event.kind != "asset":
             self._book.moved(live)
 
     def _fetch(self, asset: AssetView, folder: Path) -> None:
-        if asset.kind in _HOME and asset.sha256 and asset.name not in self._fetching:
+        names = {MANIFEST, *(name for stage in self._live.model.stages for name in stage.assets)}
+        ours = asset.kind in _HOME and asset.name in names
+        if ours and asset.sha256 and asset.name not in self._fetching:
             work = self._bring(asset, folder)
             self._fetching[asset.name] = asyncio.get_running_loop().create_task(work)
 
     async def _bring(self, view: AssetView, folder: Path) -> Asset:
-        """Fetch one file, unless it is here; the client checks its digest."""
+        """Fetch one file, unless it is here."""
         ref = FileRef(view.sha256, view.size or 0, view.media_type, view.name)
         if not await renew_all(self._blobs, [view.sha256]):
-            path = folder / view.name
-            await self._endpoint.client.download(self._live.job.id, path, asset=view.name)
-            metrics.relayed_in(ref.size)
-            put = partial(self._blobs.put_file, path, view.media_type, view.name)
-            ref = await patiently(put, math.inf, self._wait_for_storage)
-            if ref.digest != view.sha256:
-                raise Problem(f"{view.name} came with other bytes than announced.")
+            await self._keep(ref, folder)
         asset = Asset(
             view.name, ref, "manifest" if view.kind == "manifest" else "output", view.stage
         )
-        if asset.kind == "output" and not self._live.ended:
+        new = asset.name not in {known.name for known in self._live.assets}
+        if asset.kind == "output" and new and not self._live.ended:
             self._live.assets.append(asset)
             self._book.gained(self._live, [asset])
         return asset
+
+    async def _keep(self, ref: FileRef, folder: Path) -> None:
+        path = folder / uuid.uuid4().hex
+        await fetch(self._endpoint.http, ref, path)
+        metrics.relayed_in(ref.size)
+        put = partial(self._blobs.put_file, path, ref.media_type, ref.filename)
+        await patiently(put, math.inf, self._wait_for_storage)
+        await asyncio.to_thread(path.unlink)
+
+    async def _gather(self, gathering: asyncio.Event, folder: Path) -> None:
+        """Whenever told to: bring home what finished stages have left, for another pod."""
+        while await gathering.wait():
+            gathering.clear()
+            try:
+                answer = await self._endpoint.http.get(f"/job/{self._live.job.id}/stages")
+                if answer.status_code == 200:
+                    for given in document(answer)["stages"]:
+                        await self._keep_stage(FinishedStage.from_json(given), folder)
+            except Exception as error:  # the job itself goes on without that
+                log.info("stages of %s: %r", self._live.job.id, error)
+
+    async def _keep_stage(self, stage: FinishedStage, folder: Path) -> None:
+        live = self._live
+        if stage.stage in live.finished or stage.stage == live.plan[-1].name:
+            return
+        for ref in stage.files.values():
+            if not await renew_all(self._blobs, [ref.digest]):
+                await self._keep(ref, folder)
+        live.finished[stage.stage] = stage
 
     def _wait_for_storage(self, problem: Unavailable) -> None:
         """The pod keeps the files until then."""
@@ -200,13 +208,26 @@ class Errand:
         by_name = {asset.name: asset for asset in brought}
         inputs = [a for a in self._live.assets if a.kind == "input"]
         order = [by_name[a.name] for a in view.assets if a.name in by_name]
+        missing = self._wanted() - {asset.name for asset in order}
+        if missing:
+            raise ValueError(f"It says that the job is done, without {', '.join(sorted(missing))}.")
         self._live.assets = [*inputs, *order]
-        manifest = next((a for a in order if a.kind == "manifest"), None)
-        if manifest:
-            path = await path_of(self._blobs, manifest.file.digest)
-            self._live.runs = await asyncio.to_thread(_stage_runs, path)
-            for run in self._live.runs:
-                metrics.stage_ended(self._live.model.name, run)
+        path = await path_of(self._blobs, by_name[MANIFEST].file.digest)
+        self._live.runs = await asyncio.to_thread(_stage_runs, path)
+        for run in self._live.runs:
+            metrics.stage_ended(self._live.model.name, run)
+
+    def _wanted(self) -> set[str]:
+        """What a completed job cannot be without."""
+        job, model = self._live.job, self._live.model
+        return {MANIFEST} if job.until else {MANIFEST, model.result_name(job.params)}
+
+
+def _checked(view: JobView, live: RoutedLive) -> JobView:
+    """Raises ValueError where it is not a state of the job."""
+    if view.id != live.job.id or view.status not in STATUSES:
+        raise ValueError("What it answers is not the state of the job.")
+    return view
 
 
 def _stage_runs(manifest: Path) -> list[StageRun]:
@@ -223,16 +244,3 @@ def _stage_runs(manifest: Path) -> list[StageRun]:
         )
         for s in stages
     ]
-
-
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, CHUNK):
-            yield chunk
-
-
-def _problem(answer: httpx.Response) -> dict[str, Any]:
-    try:
-        return document(answer)
-    except ValueError:
-        return {}

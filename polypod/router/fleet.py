@@ -31,8 +31,12 @@ class ModelEndpoints(BaseModel):
     key_from: str = ""
     min: int = Field(1, ge=0, le=64)
     max: int = Field(1, ge=0, le=64)
-    idle_s: float | None = Field(None, ge=0)
+    idle_s: float = Field(480, ge=0)
     env: dict[str, str] = Field(default_factory=dict)
+
+    def model(self, name: str) -> str:
+        """The model that is served, which the fleet calls `name`."""
+        return self.service or name
 
     @model_validator(mode="before")
     @classmethod
@@ -62,6 +66,10 @@ class Fleet(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: dict[str, ModelEndpoints] = Field(default_factory=dict)
+
+    def local(self) -> list[tuple[str, ModelEndpoints]]:
+        """What runs on this computer, by name."""
+        return [(name, of) for name, of in self.models.items() if of.provider == "local"]
 
     def fixed(self) -> list[Known]:
         """The endpoints that run elsewhere.

@@ -22,6 +22,7 @@ from polypod.router.app import create_router, make_engine
 from polypod.router.dispatch import Dispatcher
 from polypod.router.endpoint import Endpoint, Known
 from polypod.router.fleet import Fleet
+from polypod.router.scaler import Scaled, Scaler
 from polypod.settings import Settings
 
 QUEUE = 10_000
@@ -54,7 +55,9 @@ def up(settings: Settings, fleet: Fleet) -> None:
 
 class _Up:
     def __init__(self, settings: Settings, fleet: Fleet) -> None:
-        pods = LocalPods(pod_specs(fleet), settings.data / "pods")
+        self._scaled = scaled_pods(fleet)
+        asleep = [known.id for known in _asleep(fleet)]
+        pods = LocalPods(pod_specs(fleet), settings.data / "pods", asleep)
         endpoints = [*fleet.fixed(), *_asleep(fleet)]
         self._settings = settings
         self._engine = make_engine(itertools.chain(endpoints, pods.left_running()), settings, pods)
@@ -76,9 +79,10 @@ class _Up:
             stack.enter_context(self._signals())
             stack.enter_context(before_it_served)
             await stack.enter_async_context(self._app.router.lifespan_context(self._app))
-            telling = asyncio.create_task(self._tell())
+            dispatcher = cast(Dispatcher, self._engine.runner)
+            beside = asyncio.gather(self._tell(), Scaler(self._scaled, dispatcher).run())
             await self._server.serve([listening])
-            telling.cancel()
+            beside.cancel()
             _say("Stopping: jobs are kept.")
         _say("Stopped.")
 
@@ -143,25 +147,33 @@ class _Server(uvicorn.Server):
 
 
 def pod_specs(fleet: Fleet) -> list[PodSpec]:
-    """The pods that run here: `inflate-1`, and so on."""
+    """The pods that may run here: `inflate-1`, and so on."""
     return [
-        PodSpec(f"{name}-{number}", of.service or name, _pod_env(of.env, of.idle_s))
-        for name, of in fleet.models.items()
-        if of.provider == "local"
-        for number in range(1, of.min + 1)
+        PodSpec(f"{name}-{number}", of.model(name), {"MODEL_IDLE_TIMEOUT": str(of.idle_s)} | of.env)
+        for name, of in fleet.local()
+        for number in range(1, of.max + 1)
     ]
 
 
-def _pod_env(env: dict[str, str], idle_s: float | None) -> dict[str, str]:
-    return ({} if idle_s is None else {"MODEL_IDLE_TIMEOUT": str(idle_s)}) | env
+def scaled_pods(fleet: Fleet) -> tuple[Scaled, ...]:
+    return tuple(
+        Scaled(
+            of.model(name),
+            of.min,
+            of.max,
+            of.idle_s,
+            tuple(f"{name}-{number}" for number in range(1, of.max + 1)),
+        )
+        for name, of in fleet.local()
+    )
 
 
 def _asleep(fleet: Fleet) -> list[Known]:
-    """Endpoints of models that have none running."""
+    """Endpoints that are not running until there is work for them."""
     return [
-        Known(f"{name}-1", "", "local", models=(name,))
-        for name, of in fleet.models.items()
-        if of.provider == "local" and of.min == 0
+        Known(f"{name}-{number}", "", "local", models=(of.model(name),))
+        for name, of in fleet.local()
+        for number in range(of.min + 1, of.max + 1)
     ]
 
 

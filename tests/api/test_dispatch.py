@@ -69,3 +69,36 @@ def test_what_this_version_does_not_take_is_refused_in_words(server, picture):
         assert answer.status_code == status, case
         assert answer.json()["error"], case
     assert server.client.put("/job/short", json=body(picture)).status_code == 400
+
+
+def test_a_stage_that_another_pod_has_done_is_not_done_again(server, picture):
+    server.client.put(f"/blobs/{hashlib.sha256(picture).hexdigest()}", content=picture)
+    first = uuid.uuid4().hex
+    server.client.put(f"/job/{first}", json=body(picture, seed=77, seconds=600, steps=1000))
+    (done,) = until(lambda: server.client.get(f"/job/{first}/stages").json()["stages"])
+    assert done["run"]["stage"] == "prepare"
+    server.client.post(f"/job/{first}/cancel")
+
+    # the same outputs, as they would come from a pod that has them under no key of this one
+    other = body(picture, seed=77, steps=1000) | {"stages": [done]}
+    lacking = {**done, "files": {"prepared.json": reference(b"not here") | {"size": 8}}}
+    answer = server.client.put(f"/job/{uuid.uuid4().hex}", json=other | {"stages": [lacking]})
+    assert (answer.status_code, len(answer.json()["missing"])) == (409, 1)
+    second = uuid.uuid4().hex
+    assert server.client.put(f"/job/{second}", json=other).status_code == 202
+    assert server.ended(second)["status"] == "completed"
+    stages = server.client.get(f"/job/{second}/result/manifest.json").json()["stages"]
+    assert [stage["kept"] for stage in stages] == [True, False]
+    assert server.client.get(f"/job/{second}/stages").json() == {"stages": []}
+
+
+def test_a_job_checked_for_another_version_is_checked_again(server, picture):
+    server.client.put(f"/blobs/{hashlib.sha256(picture).hexdigest()}", content=picture)
+    mine, other = server.client.get("/models/stub").json()["digest"], "0" * 64
+    for card, told in ((mine, False), (other, True)):
+        asked = body(picture, steps=0) | {"card": card}
+        answer = server.client.put(f"/job/{uuid.uuid4().hex}", json=asked)
+        assert answer.status_code == 422
+        assert ("another version of stub" in answer.json()["error"]) is told
+    fits = body(picture, seed=8) | {"card": other}
+    assert server.client.put(f"/job/{uuid.uuid4().hex}", json=fits).status_code == 202

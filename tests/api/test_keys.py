@@ -45,6 +45,7 @@ TABLE = {
     ("POST", "/job/{job_id}/cancel"): GENERATE,
     ("DELETE", "/job/{job_id}"): GENERATE,
     ("PUT", "/job/{job_id}"): DISPATCH,
+    ("GET", "/job/{job_id}/stages"): DISPATCH,
     ("GET", "/blobs/{sha256}"): DISPATCH,
     ("PUT", "/blobs/{sha256}"): DISPATCH,
     ("GET", "/audit"): ADMIN,

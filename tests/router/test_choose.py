@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from polypod.router.choose import Dispatch, Offer, Waiting, next_dispatch
+from polypod.router.choose import Dispatch, Offer, Served, Waiting, next_dispatch
 
 
-def job(name, model="m", owner="a", priority=0):
-    return Waiting(name, model, owner, (-priority, int(name[1:])))
+def job(name, model="m", owner="a", priority=0, card="v1", avoid=()):
+    return Waiting(name, model, owner, (-priority, int(name[1:])), card, frozenset(avoid))
 
 
-def offer(name, jobs=0, models=("m",), free_in_s=0.0):
-    return Offer(name, frozenset(models), jobs, free_in_s)
+def offer(name, jobs=0, models=("m",), free_in_s=0.0, version=1, card=""):
+    served = Served(card or f"v{version}", (version,))
+    return Offer(name, dict.fromkeys(models, served), jobs, free_in_s)
 
 
 CASES = {
@@ -56,6 +57,42 @@ CASES = {
         [offer("e1")],
         {"many": 2},
         Dispatch("j500", "e1"),
+    ),
+    "the version that it was checked for": (
+        [job("j1", card="v1")],
+        [offer("e1", jobs=1, version=1), offer("e2", version=2)],
+        {},
+        Dispatch("j1", "e1"),
+    ),
+    "it waits for a place there": (
+        [job("j1", card="v1")],
+        [offer("e1", jobs=2, version=1), offer("e2", version=2)],
+        {},
+        None,
+    ),
+    "the newest where that version is gone": (
+        [job("j1", card="v1")],
+        [offer("e1", version=2), offer("e2", version=3)],
+        {},
+        Dispatch("j1", "e2"),
+    ),
+    "two builds of one version are equal": (
+        [job("j1", card="v1")],
+        [offer("e1", jobs=1, version=1), offer("e2", version=1, card="another build")],
+        {},
+        Dispatch("j1", "e2"),
+    ),
+    "not again where it was lost": (
+        [job("j1", avoid=["e1"])],
+        [offer("e1"), offer("e2", jobs=1)],
+        {},
+        Dispatch("j1", "e2"),
+    ),
+    "unless there is no other": (
+        [job("j1", avoid=["e1"])],
+        [offer("e1"), offer("e2", jobs=2)],
+        {},
+        Dispatch("j1", "e1"),
     ),
     "priority before fairness": (
         [job("j1", owner="many", priority=5), job("j2", owner="few")],

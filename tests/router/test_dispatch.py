@@ -100,6 +100,18 @@ def _idle(pod):
     return queue["queued"] == queue["processing"] == 0
 
 
+def test_a_cancel_during_the_hand_over_leaves_nothing_on_the_pod(one_pod):
+    router, pod = one_pod
+    for number in range(20):
+        job_id = router.submit(PICTURE, seconds=600, steps=1000)["job_id"]
+        if number % 2:
+            until(lambda: router.endpoints()["pod0"]["jobs"])
+        assert router.client.post(f"/job/{job_id}/cancel").json()["status"] == "cancelled"
+    until(lambda: not router.endpoints()["pod0"]["jobs"])
+    until(lambda: _idle(pod) and not pod.history())
+    assert router.done(PICTURE)["status"] == "completed"
+
+
 def test_two_jobs_at_most_are_on_an_endpoint(one_pod):
     router, pod = one_pod
     jobs = [router.submit(PICTURE, seconds=600, steps=1000)["job_id"] for _ in range(5)]
