@@ -48,8 +48,7 @@ async def generate(api: Api, request: Request) -> Response:
     if wants_file(request):
         return await _file(api, request, await _finished(api, request, _asked(fields)))
     job = await _submit(api, request, _asked(fields))
-    shown = api.engine.describe(job)
-    position = shown["position"]
+    position = _position(api, job.id)
     answer = {
         "job_id": job.id,
         "status": "queued",
@@ -85,7 +84,7 @@ async def get_job(api: Api, request: Request) -> Response:
     answer = {
         "job_id": shown["job_id"],
         "status": status,
-        "position": shown["position"] or 0,
+        "position": _position(api, shown["job_id"]),
         "queue_length": shown["queue_length"],
     }
     if status == "completed":
@@ -93,8 +92,10 @@ async def get_job(api: Api, request: Request) -> Response:
         answer["processing_time"] = round(shown["processing_time"] or 0, 1)
     elif status == "failed":
         answer["error"] = _words(shown)
+    elif status == "processing":
+        answer["message"] = "Your job is being processed now"
     else:
-        answer["message"] = shown["message"]
+        answer["message"] = f"Waiting in queue, position {answer['position']}"
     return JSONResponse(answer)
 
 
@@ -227,6 +228,15 @@ async def _job(api: Api, request: Request) -> Job:
         return await api.job(request.path_params["job_id"], request)
     except NotFound:
         raise NotFound("Job not found") from None
+
+
+def _position(api: Api, job_id: str) -> int:
+    """How many unfinished jobs came before it; those at work count too, unlike in ours."""
+    lives = api.engine.queue.lives
+    if job_id not in lives:
+        return 0
+    own = lives[job_id].job.seq
+    return sum(live.job.seq < own for live in lives.values())
 
 
 def _queue(api: Api) -> dict[str, int]:

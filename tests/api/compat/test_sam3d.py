@@ -70,7 +70,8 @@ def test_a_job_as_the_server_gives_it(wrapper: Server) -> None:
     assert answer.status_code == 200
     told = answer.json()
     assert set(told) == {"job_id", "status", "position", "status_url", "message"}
-    assert told["status"] == "queued" and isinstance(told["position"], int)
+    assert told["status"] == "queued" and told["position"] == 0
+    assert told["message"] == "Job queued at position 0. Poll status_url for updates."
     assert told["status_url"] == f"/job/{told['job_id']}"
     job = ended(wrapper, told["status_url"])
     assert set(job) == {
@@ -132,7 +133,18 @@ def test_jobs_that_are_not_there_or_not_ready(serve: Serve, tmp_path: Path) -> N
         told = (early.status_code, early.json())
         assert told == (400, {"error": "Job not ready, status: processing"})
         shown = server.client.get(f"{AT}/job/{held['job_id']}").json()
-        assert set(shown) == {"job_id", "status", "position", "queue_length", "message"}
+        assert shown == {
+            "job_id": held["job_id"],
+            "status": "processing",
+            "position": 0,
+            "queue_length": 0,
+            "message": "Your job is being processed now",
+        }
+        waiting = server.client.post(f"{AT}/generate", json=body()).json()
+        assert waiting["position"] == 1
+        shown = server.client.get(AT + waiting["status_url"]).json()
+        if shown["status"] == "queued":  # else its CPU stage has begun
+            assert shown["message"] == f"Waiting in queue, position {shown['position']}"
 
         def full() -> httpx.Response | None:
             answer = server.client.post(f"{AT}/generate", json=body())
