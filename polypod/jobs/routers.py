@@ -41,6 +41,7 @@ from polypod.jobs.tables import endpoints, news, routers
 LEASE_S = 8.0
 """How long a router may be silent before another takes over what it leads."""
 NEWS_KEPT_S = 120.0
+PAGE = 200
 CHANNEL = "polypod"
 """Where PostgreSQL says that there is news; the payload is the router that tells it."""
 
@@ -157,8 +158,7 @@ class Routers:
                 return None  # taken for lost itself
             connection.execute(sql.TAKE_OVER, {"new_router": self.id})
             self.note(connection, LEADS, self.id)
-            rows = connection.execute(sql.UNFINISHED_JOBS).mappings()
-            return [sql.job_of(row) for row in rows]
+            return _unfinished(connection)
 
         return await self._write(work)
 
@@ -254,11 +254,7 @@ class Routers:
 
     async def unfinished(self) -> list[Job]:
         """Every unfinished job, oldest first."""
-
-        def question(connection: Connection) -> list[Job]:
-            return [sql.job_of(row) for row in connection.execute(sql.UNFINISHED_JOBS).mappings()]
-
-        return await self._read(question)
+        return await self._read(_unfinished)
 
     async def jobs(self, ids: Collection[str]) -> dict[str, Job]:
         """Those of the jobs that there are."""
@@ -268,6 +264,17 @@ class Routers:
             return {job.id: job for job in map(sql.job_of, rows)}
 
         return await self._read(question)
+
+
+def _unfinished(connection: Connection) -> list[Job]:
+    """In pages: while one is read, Python does nothing else."""
+    jobs: list[Job] = []
+    while True:
+        after = {"after": jobs[-1].seq if jobs else 0, "most": PAGE}
+        rows = connection.execute(sql.UNFINISHED_PAGE, after).mappings().all()
+        jobs += map(sql.job_of, rows)
+        if len(rows) < PAGE:
+            return jobs
 
 
 def check_free(connection: Connection) -> None:

@@ -105,6 +105,7 @@ JOB_BY_KEY = JOB.where(
     jobs.c.idempotency_key != "",  # lets the planner use the partial index
 )
 UNFINISHED_JOBS = JOB.where(_unfinished).order_by(jobs.c.seq)
+UNFINISHED_PAGE = UNFINISHED_JOBS.where(jobs.c.seq > bindparam("after")).limit(bindparam("most"))
 HISTORY = (
     select(*(column for column in _columns if column.name not in _behind_log), _job_files)
     .order_by(jobs.c.seq.desc())

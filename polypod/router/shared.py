@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -126,10 +126,14 @@ class SharedEngine(Engine):
         await self._know_models(unfinished)
         others = self._begin_anew(unfinished)
         self._leads = True
-        self._house = self._lead(unfinished)
         for live in others:
             self.runner.add(live)
+        async for job in _in_turns(unfinished):
+            if not self._is_known(job.id):
+                self._take_over(job)
+        self._house = self._lead(())
         await self._end_ended(others)
+        self._tell_watchers()
 
     async def _follow(self) -> None:
         log.warning("another router leads now")
@@ -148,14 +152,17 @@ class SharedEngine(Engine):
         await self._know_models(unfinished)
         if anew:
             self._begin_anew(unfinished)
-        for job in unfinished:
+        async for job in _in_turns(unfinished):
             self._mirror(job)
         ids = {job.id for job in unfinished}
         await self._end_ended(live for live in known if live.job.id not in ids)
-        for job_id in self.events.watched() & self.queue.lives.keys():
-            self.moved(self.queue.lives[job_id])
+        self._tell_watchers()
         if anew:  # the router that leads then tells how far they are
             await self.store.routers.tell([(routers.JOINED, self.id, None)])
+
+    def _tell_watchers(self) -> None:
+        for job_id in self.events.watched() & self.queue.lives.keys():
+            self.moved(self.queue.lives[job_id])
 
     def _begin_anew(self, unfinished: Iterable[Job]) -> list[Live]:
         """Forgets these; returns the others: they have ended, or were submitted just now."""
@@ -189,9 +196,8 @@ class SharedEngine(Engine):
             self._dispatcher.drain(endpoint)
 
     def _mirror(self, job: Job) -> None:
-        known = job.id in self.queue.lives or job.id in self._finished
         model = self.models.get(job.model)
-        if known or model is None or job.status in TERMINAL:
+        if self._is_known(job.id) or model is None or job.status in TERMINAL:
             return
         logs.belongs(job.id, tracing.trace_id(job.trace))
         live = self.runner.live(job, model)
@@ -199,6 +205,10 @@ class SharedEngine(Engine):
         if self._leads:
             self.runner.add(live)
         self._line_moved()
+
+    def _is_known(self, job_id: str) -> bool:
+        """It is in the queue, or has ended a moment ago."""
+        return job_id in self.queue.lives or job_id in self._finished
 
     def _enter(self, job: Job) -> None:
         self._mirror(job)
@@ -306,6 +316,8 @@ class SharedEngine(Engine):
         live = self.queue.lives.get(job_id)
         if live and (job is None or job.status in TERMINAL):
             self._end(live, job or _deleted(live))
+        elif job and job.status in TERMINAL:
+            self._remember(job)
         elif job:
             self._mirror(job)
 
@@ -337,6 +349,14 @@ class _Hub(EventHub):
     def publish(self, job_id: str, kind: str, data: dict[str, Any]) -> None:
         super().publish(job_id, kind, data)
         self._tell(job_id, kind, data)
+
+
+async def _in_turns(jobs: Iterable[Job]) -> AsyncGenerator[Job]:
+    """All of them, with others' turns on the event loop between."""
+    for count, job in enumerate(jobs):
+        if count % 50 == 49:
+            await asyncio.sleep(0)
+        yield job
 
 
 def _deleted(live: Live) -> Job:
