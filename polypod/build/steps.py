@@ -143,15 +143,19 @@ def _fetch(
 ) -> tuple[str, ...]:
     git = f"git -C {to}"
     only = " ".join(shlex.quote(pattern) for pattern in patterns)
-    sparse = [f"{git} sparse-checkout set --no-cone {only}"] if only else []
+    sparse = [  # by hand: the command for it is not in git 2.34, which Ubuntu 22.04 has
+        f"{git} config core.sparseCheckout true",
+        f"mkdir -p {to}/.git/info && printf '%s\\n' {only} > {to}/.git/info/sparse-checkout",
+    ]
     thin = " --filter=blob:none" if only else ""
     paths = " ".join(submodules)
     more = [f"{git} submodule update -q --init --recursive --depth 1 {paths}"] if paths else []
     return (
         f"rm -rf {to}",
         f"git init -q {to}",
-        *sparse,
-        f"{git} fetch -q --depth 1{thin} {url} {commit}",
+        f"{git} remote add origin {url}",
+        *(sparse if only else ()),
+        f"{git} fetch -q --depth 1{thin} origin {commit}",
         f"{git} checkout -q --detach {commit}",
         *more,
     )

@@ -68,6 +68,7 @@ def repository(folder: Path, files: Mapping[str, str]) -> Checkout:
         path.write_text(text)
     git(folder, "init", "-q")
     git(folder, "config", "uploadpack.allowAnySHA1InWant", "true")
+    git(folder, "config", "uploadpack.allowFilter", "true")
     git(folder, "add", ".")
     git(folder, "commit", "-qm", "upstream")
     commit = git(folder, "rev-parse", "HEAD")
@@ -109,14 +110,22 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     (folder / "requirements.lock").write_text(f"einopslike==0.8.0 --hash=sha256:{locked}\n")
     source = repository(
         tmp_path / "upstream",
-        {"demo.py": "x = 1\n", "ext/pyproject.toml": PROJECT, "ext/backend.py": BACKEND},
+        {
+            "demo.py": "x = 1\n",
+            "assets/large.bin": "x" * 9999,
+            "ext/pyproject.toml": PROJECT,
+            "ext/backend.py": BACKEND,
+        },
     )
     image = Image(
         python=PYTHON,
         wheels=(
             Wheels(str(tmp_path / "own"), ("torchlike==2.5.1+cu121",), {"torchlike": digest}, True),
         ),
-        checkouts=(source,),
+        checkouts=(
+            source,
+            replace(source, to="{src}/some", patterns=("ext", "/demo.py")),
+        ),
         compiled=(Compiled("raster", source.url, source.commit, "ext", env={"FORCE_CUDA": "1"}),),
         steps=(Step("python -c 'import raster; print(raster.built)' > built", "proof", "{src}"),),
         imports=("torchlike", "einopslike", "raster"),
@@ -152,6 +161,11 @@ def test_a_bare_machine_gets_what_an_image_has(
     assert "8.0;9.0" in built and "'1'" in built and "2.5.1+cu121" in built
     assert not (home.src / "upstream/README").exists()  # its commit, not the newest
     assert (home.src / "upstream/.commit").read_text().strip() == model.image.checkouts[0].commit
+    assert sorted(path.name for path in (home.src / "some").iterdir()) == [
+        ".commit",
+        "demo.py",
+        "ext",
+    ]
     assert (home.weights / "smplx/M.npz").read_bytes() == b"body"
     assert "config.yaml" in (home.weights / "weights.json").read_text()
     for name in model.image.imports:
