@@ -29,7 +29,6 @@ class Layer:
     """It reads the folder of licensed files."""
     revision: str = ""
     """Name of the argument by which the build is given a revision that is not declared."""
-    as_root: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,6 @@ def system_layer(image: Image) -> Layer:
             "apt-get install -y --no-install-recommends " + " ".join(system_packages(image)),
             "rm -rf /var/lib/apt/lists/*",
         ),
-        as_root=True,
     )
 
 
