@@ -73,6 +73,7 @@ def manifest(job: Job, model: Model) -> dict[str, Any]:
             "version": model.version,
             "upstream": model.upstream or None,
             "code_digest": model.code_digest,
+            "weights": model.card.get("weights", []),
             "licence": model.card["licence"],
         },
         "parameters": dict(job.params),

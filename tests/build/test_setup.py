@@ -101,7 +101,7 @@ def wheel(folder: Path, name: str, version: str) -> str:
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     """Upstream's code, its index, an extension of its own, a licensed file: all on this disk."""
-    monkeypatch.setenv("UV_PYTHON", sys.executable)
+    monkeypatch.setenv("PATH", f"{sys.base_prefix}/bin:{os.environ['PATH']}")
     monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "default"))
     digest = wheel(tmp_path / "own", "torchlike", "2.5.1+cu121")
     locked = wheel(tmp_path / "default", "einopslike", "0.8.0")
