@@ -62,9 +62,11 @@ class Finding:
 def examine(model: Model, settings: Settings, devices: Devices) -> list[Finding]:
     """What can be seen in a moment."""
     home = Home(settings.home / model.name)
+    environment = list(_environment(model, home, settings))
+    nothing = any(finding.blocks for finding in environment)
     return [
-        *_environment(model, home, settings),
-        *_sources(model, home),
+        *environment,
+        *(() if nothing else _sources(model, home)),
         *_weights(model, home),
         *_gpus(model, settings, devices),
         *_machine(model, settings),
