@@ -504,21 +504,33 @@ def test_run_that_is_interrupted_leaves_nothing_running(egg, number, when):
     running = child("run", "egg.png", "-p", "resolution=64", "--data", "kept")
     until(lambda: processes_of(egg), 60)
     if when == "working":
-        until(lambda: list(Path("kept").glob("workers/*")), 60)
+        until(lambda: list(Path("kept").glob("pods/*/workers/*")), 60)
     running.send_signal(number)
     _, complaint = running.communicate(timeout=60)
     assert running.returncode == 128 + number, complaint
     assert processes_of(egg) == [] and "Traceback" not in complaint
 
 
-def test_run_tells_why_the_service_does_not_start(egg):
-    (egg / "blocked").write_text("a file where the data folder should be")
+@pytest.mark.parametrize("place", ["", "pods/inflate-1", "pods/inflate-1/polypod.db/x"])
+def test_run_tells_why_it_does_not_start(egg, place):
+    """Neither the router nor the pod can: a file, or a folder, is where the other should be."""
+    blocked = egg / "blocked" / place if place else egg / "blocked"
+    blocked.parent.mkdir(parents=True, exist_ok=True)
+    blocked.write_text("in the way")
     running = child("run", "egg.png", "--data", "blocked")
     _, complaint = running.communicate(timeout=120)
     assert running.returncode == 1
-    assert "The service ended" in complaint and "blocked" in complaint
-    assert "Traceback (most recent call last)" not in complaint.split("It said last")[0]
+    assert "The service" in complaint and "Traceback" not in complaint
+    assert "blocked" in complaint or "database" in complaint
     assert processes_of(egg) == []
+
+
+def test_run_that_is_killed_leaves_nothing_running(egg):
+    running = child("run", "egg.png", "-p", "resolution=64", "--data", "kept")
+    until(lambda: list(Path("kept").glob("pods/*/workers/*")), 60)
+    running.kill()
+    running.communicate(timeout=60)
+    until(lambda: processes_of(egg) == [], 60)
 
 
 def test_serve_until_interrupted(egg):
@@ -544,13 +556,14 @@ def _answers(url: str) -> bool:
     return CliRunner().invoke(app, ["health", "--url", url]).exit_code == 0
 
 
-def test_run_whose_service_dies_says_so(egg):
+def test_run_whose_service_dies_starts_it_again(egg):
     running = child("run", "egg.png", "-p", "resolution=64", "--data", "kept")
-    worker = until(lambda: list(Path("kept").glob("workers/*.json")), 60)[0]
-    service = psutil.Process(running.pid).children()[0]
-    service.kill()
-    _, complaint = running.communicate(timeout=60)
-    assert running.returncode == 1
-    assert "The service ended (signal SIGKILL)" in complaint and "Traceback" not in complaint
-    until(lambda: not psutil.pid_exists(int(worker.stem)))
+    assert running.stderr
+    while "egg:" not in running.stderr.readline():
+        assert running.poll() is None
+    pod = json.loads(Path("kept/pods/inflate-1.json").read_text())["pid"]
+    psutil.Process(pod).kill()
+    said, complaint = running.communicate(timeout=120)
+    assert running.returncode == 0, complaint
+    assert "out/egg.glb" in said
     assert processes_of(egg) == []

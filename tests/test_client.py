@@ -571,12 +571,10 @@ def os_names(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     """`inflate` under BentoML, in its own process."""
-    from polypod.cli.server import running_service
+    from tests.bento import bentoml_serve
 
-    folder = tmp_path_factory.mktemp("real")
-    with running_service("inflate", folder / "data", folder / "log") as service:
-        service.wait_ready()
-        yield service.url
+    with bentoml_serve(tmp_path_factory.mktemp("real")) as server:
+        yield f"http://127.0.0.1:{server.port}"
 
 
 def test_the_real_service(connect, real, tmp_path):

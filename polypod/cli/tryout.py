@@ -1,4 +1,4 @@
-"""`polypod run`: a service, one photograph, one 3D model; afterwards nothing is left running."""
+"""`polypod run`: a router, a pod, one photograph, one 3D model; then nothing is left running."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from polypod.cli.batch import Item, Order, make, unique_names
 from polypod.cli.generate import report
 from polypod.cli.given import check_source
 from polypod.cli.output import guarded, is_terminal, result_console, talk_console
-from polypod.cli.server import bento_command, running_service
-from polypod.client import Unreachable
+from polypod.cli.server import bento_command, signals_end_us
+from polypod.cli.settings import read_settings
 from polypod.command import typed
+from polypod.router.once import running_router
 
 PATIENCE_S = 10.0
-"""Our own service, if it ends, does not come back."""
+"""The router is in this process: if it ends, it does not come back."""
 
 
 def try_out(photo: str, model: str, out: Path, params: Mapping[str, Any], data: Path | None) -> int:
@@ -39,14 +40,12 @@ def try_out(photo: str, model: str, out: Path, params: Mapping[str, Any], data: 
 def _run(order: Order, item: Item, data: Path | None) -> int:
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="polypod-") as temporary:
-        folder, log = data or Path(temporary, "data"), Path(temporary, "service.log")
-        with running_service(order.model, folder, log) as service:
-            _say_waiting(order.model, service.wait_ready)
-            try:
-                asyncio.run(make(order, [item], service.url, "", PATIENCE_S))
-            except Unreachable:
-                service.check()
-                raise
+        folder = (data or Path(temporary, "data")).absolute()
+        settings = read_settings().model_copy(update={"data": folder})
+        log = Path(temporary, "router.log")
+        with signals_end_us(), running_router(order.model, settings, log) as router:
+            _say_waiting(order.model, router.wait_ready)
+            asyncio.run(make(order, [item], router.url, "", PATIENCE_S))
     status = report(order, [item])
     if status == 0:
         _tell_next(item, order, list(declaration(order.model).presets), time.monotonic() - begun)
