@@ -63,6 +63,7 @@ async def _ask(*options: str) -> str:
         out, _ = await asyncio.wait_for(child.communicate(), LIMIT_S)
     except asyncio.TimeoutError:
         child.kill()
+        await child.wait()
         return ""
     return out.decode(errors="replace")
 
