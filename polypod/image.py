@@ -288,8 +288,16 @@ class Needs:
 
     def vram_for(self, params: Mapping[str, Any]) -> dict[str, float]:
         """GB by worker for a job with these resolved parameters."""
-        case = next((c for c in self.cases if c.matches(params)), None)
+        case = self._case(params)
         return {**self.vram_gb, **(case.vram_gb if case else {})}
+
+    def source_for(self, params: Mapping[str, Any]) -> str:
+        """Where these figures come from."""
+        case = self._case(params)
+        return (case.source if case else "") or self.sources.get("vram_gb", self.source)
+
+    def _case(self, params: Mapping[str, Any]) -> Case | None:
+        return next((case for case in self.cases if case.matches(params)), None)
 
 
 def _matches(wanted: Any, value: Any) -> bool:

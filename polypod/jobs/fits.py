@@ -38,11 +38,11 @@ def check(model: Model, params: Mapping[str, Any], until: str, capacity: Capacit
     slot, needed, there = found
     fitting = list(_fitting(model, params, until, capacity))
     hint = f"These fit: {', '.join(fitting)}." if fitting else "Nothing that it makes fits there."
-    source = model.needs.sources.get("vram_gb", model.needs.source)
+    source = model.needs.source_for(params)
     raise BadInput(
         f"This job needs {needed:g} GB of GPU memory ({slot}); there are {there:g} GB.",
         f"{hint} POLYPOD_NEEDS=off on the server tries anyway"
-        + (f"; the figure is from {source}." if source else "."),
+        + (f" (where the figure is from: {source})." if source else "."),
         needed_gb=needed,
         available_gb=there,
         fits=fitting,

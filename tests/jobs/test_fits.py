@@ -33,3 +33,4 @@ def test_the_preset_is_asked_for_in_the_format_that_was_asked_for() -> None:
         fits.check(PAINTER, PAINTER.resolve({"output_format": "ply"}), "", gb(8))
     assert refused.value.extra["fits"] == []
     assert "Nothing that it makes fits" in refused.value.hint
+    assert "claimed by its wrapper" in refused.value.hint
