@@ -122,6 +122,15 @@ MODEL_CARD = _object(
         "digest": TEXT,
         "licence": ANY_OBJECT,
         "needs": ANY_OBJECT,
+        "needs_by_preset": {
+            **ANY_OBJECT,
+            "description": "GB of GPU memory by slot, for a job of each preset.",
+        },
+        "weights": {
+            "type": "array",
+            "items": ANY_OBJECT,
+            "description": "Each source of weights with its revision or digest.",
+        },
         "inputs": ANY_OBJECT,
         "outputs": {"type": "array", "items": TEXT},
         "parameters": {"type": "object", "description": "JSON Schema."},
