@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from polypod.access.keys import DISPATCH
 from polypod.api.body import read_json
+from polypod.api.downloads import FileSlice, parse_range
 from polypod.api.endpoint import Api, needs, owner_of, seen_owner
 from polypod.api.submit import accepted
 from polypod.assets.storage import path_of, renew_all
@@ -52,7 +53,14 @@ async def get_blob(api: Api, request: Request) -> Response:
         path = await path_of(blobs, digest)
     except KeyError:
         raise NotFound("There is no such file here.", "PUT it first.") from None
-    return FileResponse(path, media_type="application/octet-stream")
+    size = (await asyncio.to_thread(path.stat)).st_size
+    begin, end = parse_range(request.headers.get("range", ""), size)
+    headers = {"content-type": "application/octet-stream", "content-length": str(end - begin)}
+    if end - begin == size:
+        return FileSlice(path, begin, end, 200, headers)
+    return FileSlice(
+        path, begin, end, 206, headers | {"content-range": f"bytes {begin}-{end - 1}/{size}"}
+    )
 
 
 @needs(DISPATCH)
@@ -109,6 +117,7 @@ async def put_job(api: Api, request: Request) -> Response:
             until=until,
             owner=owner_of(request),
             priority=int(body.get("priority") or 0),
+            relayed=True,
             traceparent=request.headers.get("traceparent", ""),
         )
     )

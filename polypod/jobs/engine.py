@@ -73,6 +73,8 @@ class Submission:
     priority: int = 0
     id: str = ""
     """As the router gave it; empty: a new one."""
+    relayed: bool = False
+    """From a router, which shows the result itself."""
     webhook_url: str = ""
     """Told of the job's end."""
     most_queued: int | None = None
@@ -218,6 +220,8 @@ class Engine:
             return await self.job(stored.id, None)
         metrics.job_submitted(job.model)
         self._enter(stored)
+        if submission.relayed and (live := self.queue.lives.get(stored.id)):
+            live.relayed = True
         return stored
 
     def _enter(self, job: Job) -> None:
@@ -425,7 +429,7 @@ class Engine:
         metrics.job_ended(job)
         tracing.job_ended(job)
         self._end(live, job)
-        if job.status == "completed":
+        if job.status == "completed" and not live.relayed:
             self.derived.prepare(job, live.model)
         return True
 

@@ -40,6 +40,8 @@ class Live:
     handed: bool = False
     """A worker has it, running or reserved."""
     ended: bool = False
+    relayed: bool = False
+    """Its result is shown elsewhere: no previews are made of it here unless they are asked for."""
     tries: int = 0
     at: str = ""
     """The stage that runs now."""
