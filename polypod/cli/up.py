@@ -52,21 +52,7 @@ def show_endpoints(as_json: bool, url: str, api_key: str) -> int:
             add = escape(typed("endpoints add URL"))
             result_console().print(f"There are no endpoints. Add one: {add}", soft_wrap=True)
         else:
-            print_table(
-                (
-                    "endpoint",
-                    "model",
-                    "state",
-                    "jobs",
-                    "job",
-                    "gpu",
-                    "version",
-                    "up",
-                    "cost",
-                    "url",
-                ),
-                [_row(endpoint) for endpoint in found],
-            )
+            print_table(COLUMNS, [_row(endpoint) for endpoint in found])
 
     return _ask(show, as_json, url, api_key)
 

@@ -138,7 +138,6 @@ class LocalPods:
     async def start(self, came: Callable[[Known], object]) -> None:
         """`came` is told of each pod when it is started; it is ready when it answers."""
         self._came = came
-        await asyncio.to_thread(self._folder.mkdir, mode=0o700, parents=True, exist_ok=True)
         left = {known.id for known in self.left_running()}
         for pod in self._specs:
             if pod in left or pod not in self._asleep:
@@ -220,7 +219,8 @@ class LocalPods:
         port = before.port if before and _is_free(before.port) else _free_port()
         key = before.key if before else secrets.token_urlsafe(32)
         data = self._folder / spec.id
-        data.mkdir(mode=0o700, exist_ok=True)
+        for folder in (self._folder, data):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         output = self._folder / f"{spec.id}.log"
         with contextlib.suppress(FileNotFoundError):
             output.replace(output.with_suffix(".log.before"))

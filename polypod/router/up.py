@@ -16,6 +16,7 @@ import typer
 import uvicorn
 
 from polypod import lifetime, logs, tracing
+from polypod.background import Background
 from polypod.command import typed
 from polypod.pods.local import LocalPods, PodSpec
 from polypod.router.app import create_router, make_engine
@@ -56,9 +57,8 @@ def up(settings: Settings, fleet: Fleet) -> None:
 class _Up:
     def __init__(self, settings: Settings, fleet: Fleet) -> None:
         self._scaled = scaled_pods(fleet)
-        asleep = [known.id for known in _asleep(fleet)]
-        pods = LocalPods(pod_specs(fleet), settings.data / "pods", asleep)
-        endpoints = [*fleet.fixed(), *_asleep(fleet)]
+        pods = LocalPods(pod_specs(fleet), settings.data / "pods", _asleep(fleet))
+        endpoints = [*fleet.fixed(), *_not_yet_running(fleet)]
         self._settings = settings
         self._engine = make_engine(itertools.chain(endpoints, pods.left_running()), settings, pods)
         self._app = app = create_router(self._engine, settings)
@@ -80,9 +80,11 @@ class _Up:
             stack.enter_context(before_it_served)
             await stack.enter_async_context(self._app.router.lifespan_context(self._app))
             dispatcher = cast(Dispatcher, self._engine.runner)
-            beside = asyncio.gather(self._tell(), Scaler(self._scaled, dispatcher).run())
+            beside = Background()
+            beside.run(self._tell())
+            beside.run(Scaler(self._scaled, dispatcher).run())
             await self._server.serve([listening])
-            beside.cancel()
+            await beside.stop()
             _say("Stopping: jobs are kept.")
         _say("Stopped.")
 
@@ -168,12 +170,19 @@ def scaled_pods(fleet: Fleet) -> tuple[Scaled, ...]:
     )
 
 
-def _asleep(fleet: Fleet) -> list[Known]:
-    """Endpoints that are not running until there is work for them."""
+def _asleep(fleet: Fleet) -> set[str]:
+    """The pods that run only once there is work for them."""
+    return {
+        f"{name}-{number}" for name, of in fleet.local() for number in range(of.min + 1, of.max + 1)
+    }
+
+
+def _not_yet_running(fleet: Fleet) -> list[Known]:
+    """What runs here, as it is before it runs."""
     return [
         Known(f"{name}-{number}", "", "local", models=(of.model(name),))
         for name, of in fleet.local()
-        for number in range(of.min + 1, of.max + 1)
+        for number in range(1, of.max + 1)
     ]
 
 

@@ -123,6 +123,7 @@ def test_from_an_empty_folder_to_a_model_and_to_sleep(up, tmp_path):
     shown = CliRunner().invoke(app, ["endpoints", "--url", first.url])
     assert shown.exit_code == 0, shown.output
     assert "inflate-1" in shown.output and "ready" in shown.output
+    assert "$0.00" in shown.output
     with httpx.Client(base_url=first.url, trust_env=False) as http:
         assert http.get("/queue").json()["max_queue_size"] == 10_000
         paths = http.get("/docs.json").json()["paths"]
