@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from tests.contracts.harnessed import Harnessed, harnessed
 
 pytestmark = pytest.mark.anyio
 
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "hunyuan21")
 PIPELINE = "Hunyuan3DDiTFlowMatchingPipeline.__call__"
 PAINT = "Hunyuan3DPaintPipeline.__call__"
@@ -349,3 +354,28 @@ def test_devices_by_their_old_names() -> None:
     assert both == {"geometry": "cuda:0", "texture": "cuda:1"}
     assert MODEL.slot_devices({"GEOMETRY_DEVICE": "cuda:1"}) == {"geometry": "cuda:1"}
     assert MODEL.slot_devices({}) == {}
+
+
+def test_its_service_in_an_environment() -> None:
+    """The model's own variables reach stages, presets and slots; POLYPOD_SLOT_* goes before."""
+    code = (
+        "from services.hunyuan21.service import Hunyuan21 as s; import json; print(json.dumps("
+        "[s.settings.slots, s.settings.model_idle_timeout_s, list(s.model.presets), s.model.chosen"
+        "]))"
+    )
+    environ = {
+        **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+        "HUNYUAN_DEVICE": "cuda:2",
+        "TEXTURE_DEVICE": "cuda:1",
+        "POLYPOD_SLOT_GEOMETRY": "cuda:3",
+        "ENABLE_TEXTURE": "false",
+        "MODEL_IDLE_TIMEOUT": "60",
+        "REMBG_MODEL": "isnet-general-use",
+    }
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=environ, cwd=ROOT, check=True, capture_output=True
+    )
+    slots, idle_s, presets, chosen = json.loads(told.stdout)
+    assert slots == {"geometry": "cuda:3", "texture": "cuda:1"}
+    assert idle_s == 60 and presets == ["draft", "balanced"]
+    assert chosen == {"enable_texture": "false", "rembg_model": "isnet-general-use"}

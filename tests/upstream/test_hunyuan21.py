@@ -26,9 +26,12 @@ if not os.environ.get("POLYPOD_UPSTREAM"):
         "POLYPOD_UPSTREAM names no checkout of Tencent-Hunyuan/Hunyuan3D-2.1",
         allow_module_level=True,
     )
-for package in ("torch", "diffusers", "transformers", "pymeshlab", "open3d", "trimesh"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{sys.executable} has no {package}", allow_module_level=True)
+if missing := [
+    name
+    for name in ("torch", "diffusers", "transformers", "pymeshlab", "open3d", "trimesh")
+    if importlib.util.find_spec(name) is None
+]:
+    pytest.skip(f"{sys.executable} has no {', '.join(missing)}", allow_module_level=True)
 
 import diffusers  # noqa: F401  both look for torchvision when they are imported, so before it is
 import torch

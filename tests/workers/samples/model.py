@@ -75,7 +75,7 @@ def leave_files(state, job):
     folder = job.scratch()
     with tempfile.NamedTemporaryFile(delete=False) as file:
         file.write(b"left")
-    (folder / "result").write_text(os.path.dirname(file.name))
+    (folder / "result").write_text(file.name.rpartition("/")[0])
     (folder / "result").rename(job.outputs / "result")
 
 
