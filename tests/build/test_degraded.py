@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -66,6 +67,17 @@ def test_a_service_without_its_model_says_so_and_recovers(server: Server) -> Non
     assert too_large.json()["fits"] == ["output_format ply"]
     card = server.http.get("/models/painter").json()
     assert card["needs_by_preset"] == {"fast": {"gpu": 14}, "best": {"gpu": 32}}
+
+
+def test_one_job_without_the_model_ends_with_what_to_do(tmp_path: Path) -> None:
+    env = os.environ | {"POLYPOD_HOME": str(tmp_path), "BENTOML_HOME": str(tmp_path / "bentoml")}
+    command = [sys.executable, "-m", "polypod.cli", "run", str(PICTURE), "-m", "sam3d"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 1
+    assert "The model environment is missing" in done.stderr and "setup sam3d" in done.stderr
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
 def provide(home: Home) -> None:
