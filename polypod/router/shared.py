@@ -122,7 +122,8 @@ class SharedEngine(Engine):
         unfinished = await self.store.routers.lead()
         if unfinished is None:
             return
-        log.warning("this router leads now; %d jobs are unfinished", len(unfinished))
+        level = logging.WARNING if self._started else logging.INFO
+        log.log(level, "this router leads now; %d jobs are unfinished", len(unfinished))
         await self._know_models(unfinished)
         others = self._begin_anew(unfinished)
         self._leads = True
