@@ -275,7 +275,7 @@ def find(router, how):
         router.signal(signal.SIGCONT)
 
 
-@pytest.mark.parametrize("how, seconds", [("killed", 3), ("stopped", 13), ("cut off", 13)])
+@pytest.mark.parametrize("how, seconds", [("killed", 3), ("stopped", 10), ("cut off", 10)])
 def test_another_router_takes_over_what_the_lost_one_led(site, how, seconds):
     """It follows what runs, or has ended meanwhile, instead of starting it again."""
     leader, other = site.pair()
