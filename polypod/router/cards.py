@@ -67,7 +67,8 @@ def model_of(card: Mapping[str, Any]) -> CardModel:
 
 
 def _needs(card: Mapping[str, Any]) -> Needs:
-    figures: dict[str, Any] = {**card, "cases": tuple(Case(**case) for case in card.get("cases", ()))}
+    cases = tuple(Case(**case) for case in card.get("cases", ()))
+    figures: dict[str, Any] = {**card, "cases": cases}
     return Needs(**figures)
 
 

@@ -11,6 +11,7 @@ import signal
 import struct
 import sys
 import time
+from pathlib import Path
 
 CORNERS = [(x, y, z) for x in (-0.5, 0.5) for y in (0.0, 1.0) for z in (-0.25, 0.25)]
 FACES = [
@@ -34,8 +35,8 @@ def load(worker, settings):
 
 def run(stage, state, job):
     if os.environ.get("STUB_RUNS"):
-        with open(os.environ["STUB_RUNS"], "a", encoding="ascii") as runs:
-            runs.write("%s %s\n" % (stage, job.params.seed))
+        with Path(os.environ["STUB_RUNS"]).open("a", encoding="ascii") as runs:
+            runs.write(f"{stage} {job.params.seed}\n")
     if stage == "prepare":
         pass_time(job, stage, job.params.prepare_seconds)
         digests = {name: digest(path) for name, path in sorted(job.inputs.items())}
