@@ -296,7 +296,7 @@ FILES = {
 @pytest.mark.parametrize("fault", FILES)
 def test_it_seems_well_but_what_a_job_made_cannot_be_had(scene, fault):
     """Jobs go elsewhere, and the pod is left alone for longer and longer."""
-    job = scene.job_on_first(seconds=0.7)
+    job = scene.job_on_first(seconds=1.5)
     scene.network.lie(**FILES[fault])
     assert scene.done_once(job) == [True, False]
     assert scene.network.told

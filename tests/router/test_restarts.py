@@ -108,11 +108,11 @@ def test_a_job_that_ends_every_pod_is_given_up_and_the_others_go_on(fleet):
     poison, others = router.submit(seed=3, seconds=600, steps=1000), []
     for _ in range(3):
         until(lambda: router.job(poison)["stage"] == "work", LIMIT_S)
-        pod = until(lambda: next((p for p in pods if pod_job(p, poison) == "processing"), None))
+        there = until(lambda: next((e for e in router.endpoints() if e.get("job") == poison), None))
+        pod = next(pod for pod in pods if there["url"].endswith(f":{pod.port}"))
         others.append(router.submit(seconds=0.2))
         pod.kill()
-        lost = f"http://127.0.0.1:{pod.port}"
-        until(lambda lost=lost: state(router, lost) == "lost", LIMIT_S)
+        until(lambda url=there["url"]: state(router, url) == "lost", LIMIT_S)
         pod.start()
     failed = router.ended(poison)
     assert (failed["status"], failed["error"]["code"]) == ("failed", "pods_lost")
