@@ -162,17 +162,20 @@ def views(state, job) -> None:
     corners = tensor(np.asarray(mesh.vertices, np.float32))
     scene.add_triangles(corners, tensor(np.asarray(mesh.faces, np.uint32)))
     middle, reach = mesh.bounds.mean(0), np.linalg.norm(mesh.extents) / 2 * 1.05
-    across = ((np.arange(1024) + 0.5) / 512 - 1) * reach
+    across = ((np.arange(768) + 0.5) / 384 - 1) * reach
     for number, degrees in enumerate(VIEWS):
         job.progress(number / len(VIEWS), f"View {number + 1} of {len(VIEWS)}")
         turn, lift = np.radians([degrees, 10])
         right = np.array([np.cos(turn), 0, -np.sin(turn)])
         back = np.array([np.sin(turn) * np.cos(lift), np.sin(lift), np.cos(turn) * np.cos(lift)])
         up = np.cross(back, right)
-        eyes = middle + 2 * reach * back + across[:, None] * right - across[:, None, None] * up
-        rays = np.concatenate([eyes, np.broadcast_to(-back, eyes.shape)], 2)
-        hits = scene.cast_rays(tensor(rays.astype(np.float32)))
-        light = np.abs(hits["primitive_normals"].numpy() @ (0.8 * back + 0.5 * up - 0.3 * right))
+        rays = np.empty((768, 768, 6), np.float32)
+        rays[..., :3] = middle + 2 * reach * back + across[:, None] * right
+        rays[..., :3] -= (across[:, None] * up)[:, None]
+        rays[..., 3:] = -back
+        hits = scene.cast_rays(tensor(rays))
+        lamp = (0.8 * back + 0.5 * up - 0.3 * right).astype(np.float32)
+        light = np.abs(hits["primitive_normals"].numpy() @ lamp)
         grey = np.where(np.isfinite(hits["t_hit"].numpy()), 60 + 150 * light, 243).clip(0, 255)
         picture = Image.fromarray(grey.astype(np.uint8)).convert("RGB").resize((512, 512))
         picture.save(job.outputs / f"view_{number}.png")
