@@ -63,7 +63,10 @@ exec "$@" </dev/null 3<&-
 """
 """The pipe, on which nothing more comes, closes when its writer is gone: then the pod is ended."""
 
-PASSED = ("POLYPOD_MAX_PIXELS", "POLYPOD_MAX_UPLOAD_BYTES", "POLYPOD_DISK_BUDGET_BYTES")
+PASSED = (
+    *("POLYPOD_HOME", "POLYPOD_IMAGE", "POLYPOD_DOCTOR", "POLYPOD_NEEDS"),
+    *("POLYPOD_MAX_PIXELS", "POLYPOD_MAX_UPLOAD_BYTES", "POLYPOD_DISK_BUDGET_BYTES"),
+)
 PREFIXES = ("POLYPOD_SLOT_", "OTEL_")
 """Settings of the router that hold for its pods too."""
 

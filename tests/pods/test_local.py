@@ -41,6 +41,7 @@ def answers(folder: Path) -> bool:
 async def test_a_pods_life(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYPOD_API_KEYS", "the-routers-own-key")
     monkeypatch.setenv("MAX_QUEUE_SIZE", "7777")
+    monkeypatch.setenv("POLYPOD_HOME", str(tmp_path / "home"))
     folder, came = tmp_path / "pods", []
     pods = LocalPods([SPEC], folder)
     await pods.start(came.append)
@@ -54,6 +55,7 @@ async def test_a_pods_life(tmp_path, monkeypatch):
         assert queue["max_queue_size"] == 10
     environ = psutil.Process(first.pid).environ()
     assert first.key not in json.dumps(environ)
+    assert environ["POLYPOD_HOME"] == str(tmp_path / "home"), "where its model environment is"
     assert "the-routers-own-key" not in json.dumps(environ)
     assert first.key not in " ".join(psutil.Process(first.pid).cmdline())
     assert stat.S_IMODE((folder / "inflate-1.json").stat().st_mode) == 0o600
