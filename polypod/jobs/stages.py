@@ -172,7 +172,7 @@ class StageRunner:
         if live.ended or live.handed or live.next_key != key:
             return
         if kept and there:
-            self._take(live, kept, ran=False)
+            self._book.gained(live, self._take(live, kept, ran=False))
         else:
             self._kept.discard(key)
             await self._store.forget_stage(key)
@@ -182,7 +182,6 @@ class StageRunner:
         self._no_longer_waits(live)
         assets = live.apply(kept, ran=ran)
         metrics.stage_ended(live.model.name, live.runs[-1])
-        self._book.gained(live, assets)
         return assets
 
     def _no_longer_waits(self, live: Live) -> None:
@@ -382,16 +381,18 @@ class StageRunner:
         files, manifest = await self._keep_files(live, Path(task.outputs), run, last)
         kept = self._as_kept(live, key, files, run)
         assets = self._take(live, kept, ran=True)
-        saved = self._background.run(  # the job goes on also where this fails: it has its files
-            self._store.keep_stage(kept, live.job.id, live.job.attempt, assets)
-        )
+        end = self._end_as_completed(live, manifest) if manifest and not live.ended else None
+        new = () if end else assets  # the end brings all of them, in the same commit
+        keep = self._store.keep_stage(kept, live.job.id, live.job.attempt, new)
+        saving = [self._background.run(keep)]  # the job goes on also where this fails
+        if end:
+            saving.append(asyncio.ensure_future(end))
         self._kept.add(key)  # looked up only after this job lets go of the key, so after the commit
         stays = not last and live.worker == (live.model.name, stage.worker_name)
         if stays:
             self._claim(live, live.key_of(live.stage))
-        if manifest and not live.ended:
-            await asyncio.gather(saved, self._end_as_completed(live, manifest))  # one commit
-        await saved
+        self._book.gained(live, assets)
+        await asyncio.gather(*saving)
         self._computed(live, key)
         if not last and not stays:
             live.handed = False

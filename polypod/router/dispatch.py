@@ -68,6 +68,7 @@ class Dispatcher:
         self._unseen: set[str] = set()
         """Endpoints that have not answered since it leads."""
         self._running = False
+        self._wake_pending = False
         self._leads = False
 
     async def start(self) -> None:
@@ -353,13 +354,13 @@ class Dispatcher:
     # Who goes where
 
     def _wake(self) -> None:
-        if self._acts and not self._unseen_may_have_jobs():
+        """Look for work to send, once, when the event loop comes round."""
+        if self._acts and not self._unseen and not self._wake_pending:
+            self._wake_pending = True
             asyncio.get_running_loop().call_soon(self._dispatch)
 
-    def _unseen_may_have_jobs(self) -> bool:
-        return bool(self._unseen)
-
     def _dispatch(self) -> None:
+        self._wake_pending = False
         while self._acts:
             lives = self._book.queue.oldest_ready(lambda live: not live.ended)
             waiting = [live.waiting() for live in lives if isinstance(live, RoutedLive)]
