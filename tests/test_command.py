@@ -34,7 +34,7 @@ def told(folder: Path, path: str) -> str:
         (SCRIPT.parent, str(SCRIPT.parent), "polypod"),
         (SCRIPT.parents[2], "/usr/bin", str(SCRIPT.relative_to(SCRIPT.parents[2]))),
         (Path("/"), "/usr/bin", str(SCRIPT)[1:]),
-        (Path("/tmp"), "/usr/bin", str(SCRIPT)),
+        (Path("/usr"), "/usr/bin", str(SCRIPT)),
     ],
 )
 def test_a_hint_can_be_typed_as_it_is_printed(folder: Path, path: str, hint: str) -> None:
