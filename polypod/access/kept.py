@@ -21,7 +21,7 @@ def keys_were_made(settings: Settings) -> bool:
     if not settings.database_url and not database_file(settings).exists():
         return False
     from polypod.access.statements import KEYS_VERSION
-    from polypod.jobs.database import open_engines
+    from polypod.jobs.store.database import open_engines
 
     engines = open_engines(database_url(settings), 1)
     try:

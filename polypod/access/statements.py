@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import bindparam, func, insert, select, update
 
-from polypod.jobs.tables import api_keys, audit
+from polypod.jobs.store.tables import api_keys, audit
 
 _this_key = api_keys.c.id == bindparam("key_id")
 

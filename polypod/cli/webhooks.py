@@ -12,8 +12,8 @@ from rich.markup import escape
 from polypod.cli.output import FAILED, complain, print_json, result_console
 from polypod.cli.settings import read_settings
 from polypod.errors import NotFound, Problem
-from polypod.jobs.deliveries import Delivery
 from polypod.jobs.job import Job, new_id
+from polypod.jobs.store.deliveries import Delivery
 from polypod.settings import Settings
 
 

@@ -24,7 +24,6 @@ from polypod.jobs.derived import Derived
 from polypod.jobs.describe import describe_asset, describe_job, with_urls
 from polypod.jobs.estimates import Estimates
 from polypod.jobs.events import EventHub
-from polypod.jobs.forget import Forgotten
 from polypod.jobs.job import (
     TERMINAL,
     Asset,
@@ -41,6 +40,7 @@ from polypod.jobs.queue import Queue
 from polypod.jobs.runner import Book, Runner
 from polypod.jobs.stages import StageRunner
 from polypod.jobs.store import Store
+from polypod.jobs.store.forget import Forgotten
 from polypod.jobs.sweep import Sweeper
 from polypod.model import Model
 from polypod.settings import Settings

@@ -18,14 +18,14 @@ from typing import Any, cast
 
 from polypod import logs, tracing
 from polypod.errors import Unavailable
-from polypod.jobs import routers
-from polypod.jobs.channel import Channel
 from polypod.jobs.engine import Engine
 from polypod.jobs.events import EventHub
 from polypod.jobs.job import TERMINAL, Job, new_id
 from polypod.jobs.live import Live
-from polypod.jobs.routers import LEASE_S, NEWS_KEPT_S, Lease, News
 from polypod.jobs.runner import Book, Runner
+from polypod.jobs.store import routers
+from polypod.jobs.store.channel import Channel
+from polypod.jobs.store.routers import LEASE_S, NEWS_KEPT_S, Lease, News
 from polypod.router import told
 from polypod.router.dispatch import Dispatcher
 from polypod.router.endpoint import Known

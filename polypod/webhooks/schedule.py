@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 
-from polypod.jobs.deliveries import Delivery
+from polypod.jobs.store.deliveries import Delivery
 
 FIRST_S = 5.0
 FACTOR = 3.0

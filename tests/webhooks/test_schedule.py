@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from polypod.jobs.deliveries import Delivery
+from polypod.jobs.store.deliveries import Delivery
 from polypod.webhooks.schedule import AT_ONCE, PER_HOST, choose, full_hosts, retry_delay_s
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from polypod.jobs.tables import metadata
+from polypod.jobs.store.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from polypod.errors import Conflict, Unavailable
-from polypod.jobs.database import open_engines
-from polypod.jobs.writer import LARGEST_BATCH, Writer, notes, unavailable
+from polypod.jobs.store.database import open_engines
+from polypod.jobs.store.writer import LARGEST_BATCH, Writer, notes, unavailable
 
 pytestmark = pytest.mark.anyio
 

@@ -20,14 +20,14 @@ from sqlalchemy.exc import DBAPIError
 
 from polypod.access.records import Records
 from polypod.errors import Conflict, NotFound, QueueFull, TooManyRequests, Unavailable
-from polypod.jobs import database, deliveries, forget
-from polypod.jobs import statements as sql
-from polypod.jobs.deliveries import Delivery
-from polypod.jobs.forget import Forgotten
 from polypod.jobs.job import TERMINAL, Asset, FileRef, Job, KeptStage
-from polypod.jobs.routers import ENDED, NEW, Routers, check_free, tell
-from polypod.jobs.tables import jobs
-from polypod.jobs.writer import Writer, forget_notes, log_error, notes, unavailable
+from polypod.jobs.store import database, deliveries, forget
+from polypod.jobs.store import statements as sql
+from polypod.jobs.store.deliveries import Delivery
+from polypod.jobs.store.forget import Forgotten
+from polypod.jobs.store.routers import ENDED, NEW, Routers, check_free, tell
+from polypod.jobs.store.tables import jobs
+from polypod.jobs.store.writer import Writer, forget_notes, log_error, notes, unavailable
 from polypod.settings import Settings
 
 logger = logging.getLogger(__name__)

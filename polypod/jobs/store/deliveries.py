@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import Connection
 
-from polypod.jobs import statements as sql
 from polypod.jobs.job import Job, new_id
+from polypod.jobs.store import statements as sql
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The tables of the job store: one place for names, types and indexes.
 
-`polypod/jobs/migrations` brings a database to this shape; a test compares the two. Times are Unix
-seconds. A file column group (`digest`, `size`, `media_type`, `filename`) is a `FileRef`; whatever
-row has one keeps that blob from being swept.
+`migrations/` brings a database to this shape; a test compares the two. Times are Unix seconds. A
+file column group (`digest`, `size`, `media_type`, `filename`) is a `FileRef`; whatever row has one
+keeps that blob from being swept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Brings a database to the shape of `polypod.jobs.tables` (Alembic, no alembic.ini)."""
+"""Brings a database to the shape of `polypod.jobs.store.tables` (Alembic, no alembic.ini)."""
 
 from __future__ import annotations
 

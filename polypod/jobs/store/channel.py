@@ -9,8 +9,8 @@ import logging
 import psycopg
 from sqlalchemy.engine import URL
 
-from polypod.jobs.database import CONNECTION
-from polypod.jobs.routers import CHANNEL
+from polypod.jobs.store.database import CONNECTION
+from polypod.jobs.store.routers import CHANNEL
 
 log = logging.getLogger(__name__)
 

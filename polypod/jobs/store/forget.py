@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection, Executable
 
-from polypod.jobs import statements as sql
+from polypod.jobs.store import statements as sql
 from polypod.settings import Settings
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from polypod.errors import Unavailable
-from polypod.jobs.tables import REVISION
+from polypod.jobs.store.tables import REVISION
 
 BUSY_TIMEOUT_S = 10.0
 """How long a writer waits for another process's transaction."""
@@ -207,7 +207,7 @@ def _bring_up_to_date(writing: Engine, reading: Engine) -> None:
                 return
         with writing.begin() as connection:
             if revision(connection) != REVISION:
-                from polypod.jobs import migrations  # Alembic takes 0.2 s to import
+                from polypod.jobs.store import migrations  # Alembic takes 0.2 s to import
 
                 migrations.upgrade(connection)
     except DBAPIError as error:

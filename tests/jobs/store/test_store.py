@@ -28,9 +28,9 @@ from hypothesis.stateful import (
 )
 
 from polypod.errors import Conflict, NotFound, QueueFull, TooManyRequests, Unavailable
-from polypod.jobs.database import open_engines
 from polypod.jobs.job import TERMINAL, Asset, FileRef, Job, JobError, KeptStage, StageRun, new_id
 from polypod.jobs.store import Store
+from polypod.jobs.store.database import open_engines
 
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")

@@ -33,10 +33,10 @@ from sqlalchemy.engine import URL
 
 from polypod.access.records import Read, Write
 from polypod.errors import Unavailable
-from polypod.jobs import statements as sql
-from polypod.jobs import writer
 from polypod.jobs.job import Job
-from polypod.jobs.tables import endpoints, news, routers
+from polypod.jobs.store import statements as sql
+from polypod.jobs.store import writer
+from polypod.jobs.store.tables import endpoints, news, routers
 
 LEASE_S = 8.0
 """How long a router may be silent before another takes over what it leads."""

@@ -11,9 +11,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
 from polypod.errors import Unavailable
-from polypod.jobs.database import network_file_system, open_engines, revision, to_json
-from polypod.jobs.migrations import config
-from polypod.jobs.tables import REVISION, metadata
+from polypod.jobs.store.database import network_file_system, open_engines, revision, to_json
+from polypod.jobs.store.migrations import config
+from polypod.jobs.store.tables import REVISION, metadata
 
 MOUNTS = r"""
 /dev/sda1 / ext4 rw 0 0
@@ -167,7 +167,7 @@ def test_processes_that_open_a_fresh_database_at_once_share_it(database_url: str
 def test_alembic_is_imported_only_when_there_is_something_to_migrate(sqlite_url: str) -> None:
     _dispose(open_engines(sqlite_url, 1))
     code = (
-        "import sys; from polypod.jobs.database import open_engines; "
+        "import sys; from polypod.jobs.store.database import open_engines; "
         "open_engines(sys.argv[1], 1); print('alembic' in sys.modules)"
     )
     command = [sys.executable, "-c", code, sqlite_url]

@@ -36,7 +36,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from polypod.jobs.job import Asset, FileRef, Job, JobError, KeptStage, StageRun
-from polypod.jobs.tables import (
+from polypod.jobs.store.tables import (
     FILES,
     GIVEN,
     assets,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from polypod.jobs.forget import BATCH, Forgotten
 from polypod.jobs.job import Asset, FileRef, Job, KeptStage, StageRun, new_id
 from polypod.jobs.store import Store
+from polypod.jobs.store.forget import BATCH, Forgotten
 from polypod.settings import Settings
 
 pytestmark = pytest.mark.anyio
