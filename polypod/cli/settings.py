@@ -101,6 +101,8 @@ def _shown(name: str, value: Any) -> str:
         return ",".join(cast(tuple[str, ...], value))
     if isinstance(value, dict):
         return ", ".join(f"{k}={v}" for k, v in cast(dict[str, str], value).items())
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return _without_password(str(value))
 
 
