@@ -20,7 +20,7 @@ import psycopg
 import pytest
 from sqlalchemy.engine import URL, make_url
 
-from polypod.jobs.store import Store
+from polypod.jobs.store.store import Store
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from benchmarks.models.stub.model import MODEL
 from benchmarks.parts.busy import queued
 from benchmarks.wire import per_second
 from polypod.jobs.job import Asset, FileRef, Job, KeptStage, StageRun, new_id
-from polypod.jobs.store import Store
+from polypod.jobs.store.store import Store
 from polypod.model import digest_of
 
 JOBS = 10_000

@@ -23,7 +23,7 @@ from benchmarks.servers import until
 from benchmarks.wire import together
 from polypod.assets.blobs import Blobs
 from polypod.jobs.job import Asset, FileRef, Job, new_id
-from polypod.jobs.store import Store
+from polypod.jobs.store.store import Store
 
 JOBS, FEW = 10_000, 100
 ROUNDS = 300

@@ -21,7 +21,7 @@ from polypod.cli.output import FAILED, complain, print_json, result_console, tal
 from polypod.cli.settings import read_settings
 from polypod.command import typed
 from polypod.errors import Conflict, NotFound, Problem
-from polypod.jobs.store import Store
+from polypod.jobs.store.store import Store
 from polypod.settings import Settings
 
 

@@ -102,7 +102,7 @@ def _sample(url: str) -> tuple[Delivery, dict[str, object]]:
 async def _secret(settings: Settings) -> str:
     if settings.webhook_secret:
         return settings.webhook_secret
-    from polypod.jobs.store import Store
+    from polypod.jobs.store.store import Store
 
     database = settings.data / "polypod.db"
     if not settings.database_url and not database.exists():

@@ -15,7 +15,7 @@ from polypod.assets.blobs import media_type_of
 from polypod.assets.storage import BlobStore, path_of
 from polypod.errors import BadInput, Conflict, NotFound, Problem
 from polypod.jobs.job import TERMINAL, Asset, Job
-from polypod.jobs.store import Store
+from polypod.jobs.store.store import Store
 from polypod.model import Model
 
 log = logging.getLogger("polypod.jobs")

@@ -39,8 +39,8 @@ from polypod.jobs.lock import DataLock
 from polypod.jobs.queue import Queue
 from polypod.jobs.runner import Book, Runner
 from polypod.jobs.stages import StageRunner
-from polypod.jobs.store import Store
 from polypod.jobs.store.forget import Forgotten
+from polypod.jobs.store.store import Store
 from polypod.jobs.sweep import Sweeper
 from polypod.model import Model
 from polypod.settings import Settings

@@ -10,7 +10,7 @@ from polypod.jobs.estimates import Estimates
 from polypod.jobs.job import Asset, Job, JobError, Status
 from polypod.jobs.live import Live
 from polypod.jobs.queue import Queue
-from polypod.jobs.store import Store
+from polypod.jobs.store.store import Store
 from polypod.model import Model
 from polypod.settings import Settings
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from polypod.assets.storage import BlobStore
-from polypod.jobs.store import Store
 from polypod.jobs.store.forget import Forgotten
+from polypod.jobs.store.store import Store
 from polypod.settings import Settings
 
 log = logging.getLogger("polypod.jobs")

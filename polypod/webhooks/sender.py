@@ -19,8 +19,8 @@ from typing import Any
 from polypod import logs
 from polypod.background import Background
 from polypod.errors import NotFound, Problem, Unavailable
-from polypod.jobs.store import Store
 from polypod.jobs.store.deliveries import Delivery
+from polypod.jobs.store.store import Store
 from polypod.settings import Settings
 from polypod.webhooks.schedule import AT_ONCE, after_attempt, choose, full_hosts
 from polypod.webhooks.signature import HEADER, sign

@@ -7,7 +7,7 @@ import pytest
 from polypod.access.kept import keys_were_made
 from polypod.access.keys import new_key
 from polypod.errors import Forbidden
-from polypod.jobs.store import Store
+from polypod.jobs.store.store import Store
 from polypod.lifetime import check_address
 from polypod.settings import Settings
 

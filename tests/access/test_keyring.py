@@ -10,7 +10,7 @@ import pytest
 from polypod.access.keyring import Keyring
 from polypod.access.keys import hash_of, new_key
 from polypod.errors import TooManyRequests
-from polypod.jobs.store import Store
+from polypod.jobs.store.store import Store
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from polypod.access.keys import new_key
-from polypod.jobs.store import Store
+from polypod.jobs.store.store import Store
 
 pytestmark = pytest.mark.anyio
 

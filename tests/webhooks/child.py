@@ -12,7 +12,7 @@ from pathlib import Path
 
 from polypod.jobs.engine import Engine, Submission
 from polypod.jobs.job import Job, new_id
-from polypod.jobs.store import Store
+from polypod.jobs.store.store import Store
 from polypod.settings import Settings
 from tests.models.stub.model import MODEL
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from polypod.jobs.job import Job, new_id
-from polypod.jobs.store import Store
 from polypod.jobs.store.deliveries import Delivery
+from polypod.jobs.store.store import Store
 from polypod.settings import Settings
 from polypod.webhooks.schedule import PER_HOST
 from polypod.webhooks.sender import Sender

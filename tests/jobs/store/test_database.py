@@ -136,7 +136,7 @@ def test_a_failed_migration_leaves_nothing(database_url: str) -> None:
 
 OPENER = """
 import asyncio, sys
-from polypod.jobs.store import Store
+from polypod.jobs.store.store import Store
 
 async def main(url):
     print("ready", flush=True)

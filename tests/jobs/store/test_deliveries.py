@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from polypod.jobs.job import Job, new_id
-from polypod.jobs.store import Store
+from polypod.jobs.store.store import Store
 
 pytestmark = pytest.mark.anyio
 URL = "https://example.com:8443/hook?token=1"

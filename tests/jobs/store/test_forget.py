@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from polypod.jobs.job import Asset, FileRef, Job, KeptStage, StageRun, new_id
-from polypod.jobs.store import Store
 from polypod.jobs.store.forget import BATCH, Forgotten
+from polypod.jobs.store.store import Store
 from polypod.settings import Settings
 
 pytestmark = pytest.mark.anyio

@@ -12,8 +12,8 @@ from sqlalchemy.exc import IntegrityError
 
 from polypod.errors import QueueFull, Unavailable
 from polypod.jobs.job import Job, new_id
-from polypod.jobs.store import Store
 from polypod.jobs.store.routers import ENDED, JOINED, LEADS, LEFT, NEW
+from polypod.jobs.store.store import Store
 
 pytestmark = pytest.mark.anyio
 

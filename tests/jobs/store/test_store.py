@@ -29,8 +29,8 @@ from hypothesis.stateful import (
 
 from polypod.errors import Conflict, NotFound, QueueFull, TooManyRequests, Unavailable
 from polypod.jobs.job import TERMINAL, Asset, FileRef, Job, JobError, KeptStage, StageRun, new_id
-from polypod.jobs.store import Store
 from polypod.jobs.store.database import open_engines
+from polypod.jobs.store.store import Store
 
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")
@@ -495,7 +495,7 @@ import asyncio, sys
 from pathlib import Path
 from polypod.errors import Unavailable
 from polypod.jobs.job import Job, new_id
-from polypod.jobs.store import Store
+from polypod.jobs.store.store import Store
 
 def a_job():
     params = {"text": "x" * 20_000}
@@ -544,7 +544,7 @@ def test_a_full_disk_is_told_and_recovered_from(tmp_path: Path) -> None:
 SUBMITTER = """
 import asyncio, sys
 from polypod.jobs.job import Job, new_id
-from polypod.jobs.store import Store
+from polypod.jobs.store.store import Store
 
 async def submit(store):
     while True:
