@@ -280,9 +280,13 @@ def test_another_router_takes_over_what_the_lost_one_led(site, how, seconds):
     """It follows what runs, or has ended meanwhile, instead of starting it again."""
     leader, other = site.pair()
     with Receiver() as receiver:
+        prepared = site.runs("prepare").total()
         job_id = other.submit(seconds=seconds, steps=100, webhook_url=receiver.url())
-        waiting = [leader.submit(until="prepare") for _ in range(6)]
+        others = [leader.submit(seconds=seconds, steps=100), *(leader.submit() for _ in range(5))]
         wait_until(lambda: other.job(job_id)["stage"] == "work", LIMIT_S)
+        # four have places on the two pods, so that nothing is on its way to one in that moment
+        wait_until(lambda: site.runs("prepare").total() == prepared + 4, LIMIT_S)
+        wait_until(lambda: leader.job(others[0])["stage"] == "work", LIMIT_S)
         lost_at = time.monotonic()
         lose(leader, how)
         wait_until(other.leads, TAKEOVER_S)
@@ -295,11 +299,10 @@ def test_another_router_takes_over_what_the_lost_one_led(site, how, seconds):
             wait_until(lambda: not leader.leads(), LIMIT_S)
             assert leader.job(job_id)["status"] in ("processing", "completed")
             events(leader, job_id)
-        done = [other.ended(job) for job in (job_id, *waiting)]
+        done = [other.ended(job) for job in (job_id, *others)]
         assert {job["status"] for job in done} == {"completed"}
-        assert [site.runs()[done[0]["seed"]], *(site.runs("prepare")[j["seed"]] for j in done)] == [
-            1
-        ] * 8
+        for stage in ("prepare", "work"):
+            assert [site.runs(stage)[job["seed"]] for job in done] == [1] * len(done)
         assert len([a for a in done[0]["assets"] if a["name"] == "model.glb"]) == 1
         if how != "killed":
             assert leader.job(job_id) == other.job(job_id)
