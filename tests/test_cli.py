@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -337,15 +338,19 @@ os.execv(sys.argv[1], sys.argv[1:])
 # --- looking after jobs ---------------------------------------------------------------------------
 
 
+def release_when_followed(service, job_id):
+    until(lambda: job_id in service.hub.watched())
+    service.release()
+
+
 def test_job_follow_cancel_and_list(polypod, service):
     polypod("generate", "cat.png", "--detach", "-p", "hold=true")
     (job,) = service.jobs.values()
     shown = polypod("job", job.id)
     assert shown.exit_code == 0 and "processing" in shown.stdout
-    releasing = threading.Timer(0.3, service.release)
-    releasing.start()
-    followed = polypod("job", job.id, "--follow")
-    releasing.join()
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(release_when_followed, service, job.id)
+        followed = polypod("job", job.id, "--follow")
     assert followed.exit_code == 0
     assert f"polypod download {job.id}" in followed.stdout
     assert "| step 3" in followed.stderr
