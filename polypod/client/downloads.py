@@ -27,8 +27,6 @@ from polypod.client.errors import ApiError, ClientError, Damaged, JobFailed, Unr
 from polypod.client.flows import job
 from polypod.client.views import Download, JobView
 
-SILENCE_S = 60.0
-"""Also covers the conversion to another format, which the service does on demand."""
 CHUNKS = 8
 """Chunks (64 KiB each) that are written and hashed at once: that is a thread's work each time."""
 ELSEWHERE_REFUSED = (401, 403, 404)
