@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from io import FileIO
 from pathlib import Path
 
@@ -34,8 +34,7 @@ async def fetch(http: httpx.AsyncClient, ref: FileRef, path: Path) -> None:
                     size += len(chunk)
                     if size > ref.size:
                         raise ValueError(f"{ref.filename} is longer than announced.")
-                    await asyncio.to_thread(_write, chunk, file)
-                    await asyncio.to_thread(digest.update, chunk)
+                    await asyncio.to_thread(_take, chunk, file, digest.update)
             except httpx.TransportError:
                 if size == before and fruitless == len(AGAIN_S):
                     raise
@@ -61,7 +60,8 @@ async def _rest(http: httpx.AsyncClient, ref: FileRef, begin: int) -> AsyncItera
             yield chunk
 
 
-def _write(chunk: bytes, file: FileIO) -> None:
+def _take(chunk: bytes, file: FileIO, hash_it: Callable[[bytes], object]) -> None:
+    hash_it(chunk)
     rest = memoryview(chunk)
     while rest:
         rest = rest[file.write(rest) :]
