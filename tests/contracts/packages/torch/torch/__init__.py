@@ -115,6 +115,12 @@ class Tensor:
     def __mul__(self, other: Any) -> Tensor:
         return self.like(self.array * (other.array if isinstance(other, Tensor) else other))
 
+    def __add__(self, other: Any) -> Tensor:
+        return self.like(self.array + (other.array if isinstance(other, Tensor) else other))
+
+    def clamp(self, low: float, high: float) -> Tensor:
+        return self.like(self.array.clip(low, high))
+
 
 def from_numpy(array: np.ndarray) -> Tensor:
     return Tensor(array)
@@ -122,6 +128,10 @@ def from_numpy(array: np.ndarray) -> Tensor:
 
 def tensor(values: Any, dtype: Any = None, device: Any = "cpu") -> Tensor:
     return Tensor(np.asarray(values, dtype), str(device).partition(":")[0])
+
+
+def cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
+    return tensors[0].like(np.concatenate([one.array for one in tensors], dim))
 
 
 class Seeds:
