@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from polypod.errors import BadInput
 from polypod.image import Case, Image, Needs, Weights
 
 __all__ = [
+    "KIT",
     "Case",
     "Fault",
     "Image",
@@ -32,6 +33,11 @@ __all__ = [
     "Stage",
     "Weights",
 ]
+
+
+KIT = "kit"
+"""The worker whose stages polypod offers: `polypod.kit`."""
+KIT_FOLDER = Path(__file__).with_name("kit")
 
 
 class Params(BaseModel):
@@ -70,6 +76,8 @@ class Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     params: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What it is handed beside them, the same for every job."""
     assets: tuple[str, ...] = ()
     """The outputs that users see as assets of the job, as soon as the stage is done."""
     optional: tuple[str, ...] = ()
@@ -91,6 +99,10 @@ class Stage:
     @property
     def worker_name(self) -> str:
         return self.worker or self.slot
+
+    def handed(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What the worker gets of a job's resolved parameters."""
+        return {**self.fixed, **{name: params[name] for name in self.params}}
 
 
 @dataclass(frozen=True)
@@ -248,6 +260,9 @@ class Model:
                 break
         return tuple(planned)
 
+    def uses_kit(self) -> bool:
+        return any(stage.worker_name == KIT for stage in self.stages)
+
     def result_name(self, params: Mapping[str, Any]) -> str:
         """The asset that is the main result of a job with these resolved parameters."""
         return f"model.{params['output_format']}"
@@ -271,11 +286,20 @@ class Model:
         made_of = {k: image[k] for k in ("python", "wheels", "checkouts", "compiled", "steps")}
         digest = hashlib.sha256(self.upstream.encode())
         digest.update(digest_of({"image": made_of, "weights": weights}).encode())
-        keyed = {s.name: self.setting(s.name) for s in self.settings if s.changes_results}
-        digest.update(digest_of(keyed).encode() if keyed else b"")
+        digest.update(digest_of(self._keyed).encode() if self._keyed else b"")
         for path in self._model_side():
             digest.update(b"\0" + (path.read_bytes() if path.exists() else b""))
         return digest.hexdigest()
+
+    def _code_of(self, stage: Stage) -> str:
+        """The same for a stage's own; the kit's stages stay kept when the model's code changes."""
+        if stage.worker_name != KIT:
+            return self.code_digest
+        return digest_of({"kit": _kit_digest(), **self._keyed})
+
+    @property
+    def _keyed(self) -> dict[str, str]:
+        return {s.name: self.setting(s.name) for s in self.settings if s.changes_results}
 
     def _model_side(self) -> list[Path]:
         """The files of the folder that make the results: `worker.py`, what it imports, the lock."""
@@ -292,9 +316,9 @@ class Model:
                 "model": self.name,
                 "stage": stage.name,
                 "version": stage.version,
-                "code": self.code_digest,
+                "code": self._code_of(stage),
                 "inputs": dict(digests),
-                "params": {name: params[name] for name in stage.params},
+                "params": stage.handed(params),
                 "owner": owner,
             }
         )
@@ -344,6 +368,13 @@ class Model:
     def _needs_by_preset(self) -> dict[str, dict[str, float]]:
         """GB by slot for a job of each preset that changes nothing else."""
         return {name: self.vram_gb(self.resolve({"preset": name})) for name in self.presets}
+
+
+@cache
+def _kit_digest() -> str:
+    """SHA-256 of the kit's code."""
+    files = sorted(KIT_FOLDER.glob("*.py"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def digest_of(value: Any) -> str:

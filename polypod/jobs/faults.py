@@ -15,7 +15,7 @@ def explained(error: JobError, faults: Iterable[Fault]) -> JobError:
 
     Errors that already tell the user what to do are left alone.
     """
-    if error.code in ("bad_input", "out_of_memory", "disk_full"):
+    if error.code in ("bad_input", "not_installed", "out_of_memory", "disk_full"):
         return error
     for fault in faults:
         if re.search(fault.pattern, error.message):

@@ -119,7 +119,7 @@ class Live:
                     stage=stage.name,
                     inputs={n: paths[n] for n in stage.inputs if n in paths},
                     outputs=str(folder),
-                    params={n: self.job.params[n] for n in stage.params},
+                    params=stage.handed(self.job.params),
                     limit_s=stage.limit_s,
                     silence_s=stage.silence_s,
                 )

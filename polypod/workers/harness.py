@@ -593,6 +593,8 @@ def explain(error: BaseException, params) -> tuple:
         hint = hint or "Try again later, or with settings that make smaller files."
     elif "BadInput" in names_of(error):
         code, text = "bad_input", text or "The input cannot be used."
+    elif "NotInstalled" in names_of(error):
+        code, text = "not_installed", text or "Something that the model needs is not installed."
     else:
         code, text = "upstream_failure", ": ".join(filter(None, (type(error).__name__, text)))
         if isinstance(error, SystemExit):

@@ -7,7 +7,6 @@ task at a time. Several workers may be resident in a lane; two slots on one devi
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +22,8 @@ from polypod.model import Model
 from polypod.settings import Settings
 from polypod.workers import events as e
 from polypod.workers.process import end_leftovers
-from polypod.workers.worker import StageTask, Worker, WorkerSpec
+from polypod.workers.spec import spec_of
+from polypod.workers.worker import StageTask, Worker
 
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """How long a lane stays closed after so many deaths in a roe."""
@@ -251,31 +251,20 @@ class Pool:
 
     async def _spawn(self, lane: _Lane, key: WorkerKey) -> Worker:
         model = self._models[key[0]]
-        home = Home(self.settings.home / model.name)
         on_gpu = lane.device.startswith("cuda")
-        visible = lane.device.partition(":")[2] if on_gpu else ""
-        spec = WorkerSpec(
-            model=model.name,
-            name=key[1],
-            python=self._python(model),
-            code=model.folder / "worker.py",
-            settings={
-                "device": "cuda:0" if on_gpu else lane.device,
-                "src": str(home.src),
-                "weights": str(home.weights),
-                **{s.name: home.fill(model.setting(s.name)) for s in model.settings},
-            },
-            env=home.environment(model.image) | {"CUDA_VISIBLE_DEVICES": visible},
+        spec = spec_of(
+            model,
+            key[1],
+            Home(self.settings.home / model.name),
+            python=self.settings.model_python,
+            device="cuda:0" if on_gpu else lane.device,
+            env={"CUDA_VISIBLE_DEVICES": lane.device.partition(":")[2] if on_gpu else ""},
         )
         worker = lane.workers[key] = Worker(
             spec, lambda child, event: self._on_event(lane, key, child, event), self._pids
         )
         await worker.start()
         return worker
-
-    def _python(self, model: Model) -> str:
-        own = Home(self.settings.home / model.name).python
-        return self.settings.model_python or (str(own) if own.exists() else sys.executable)
 
     async def _begin(self, lane: _Lane, handed: _Handed, evict: tuple[WorkerKey, ...]) -> None:
         key = handed.assignment.worker

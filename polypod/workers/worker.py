@@ -36,6 +36,7 @@ from polypod.workers.events import (
 from polypod.workers.output import Output
 from polypod.workers.process import end_leftovers
 from polypod.workers.silence import Silence
+from polypod.workers.spec import WorkerSpec
 
 __all__ = [
     "Cancelled",
@@ -68,19 +69,6 @@ PAUSE_S = 0.01
 """How long a model that fills the pipe waits, so that its prints do not hold the event loop."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """What to start. `name` and `settings` are handed to `load()`; `code` is its worker.py."""
-
-    model: str
-    name: str
-    python: str
-    code: Path
-    settings: Mapping[str, Any]
-    env: Mapping[str, str]
-    load_limit_s: float = 900
 
 
 @dataclass(frozen=True)

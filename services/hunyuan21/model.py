@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from polypod import kit
 from polypod.image import Checkout, Compiled, Hub, Step, Url
 from polypod.model import (
     Fault,
@@ -156,6 +157,7 @@ FAULTS = (
     ),
 )
 
+MAPS = ("albedo.jpg", "metallic.jpg", "roughness.jpg")
 SHAPE = {"num_inference_steps": 50, "octree_resolution": 384}
 PRESETS = {
     "draft": {"num_inference_steps": 30, "octree_resolution": 256, "with_texture": False},
@@ -163,8 +165,6 @@ PRESETS = {
     "high": {**SHAPE, "with_texture": True, "max_num_view": 6, "view_resolution": 512},
     "ultra": {**SHAPE, "with_texture": True, "max_num_view": 8, "view_resolution": 768},
 }
-VIEWS = ("view_0.png", "view_1.png", "view_2.png", "view_3.png")
-MAPS = ("albedo.jpg", "metallic.jpg", "roughness.jpg")
 
 MODEL = Model(
     name="hunyuan21",
@@ -194,16 +194,8 @@ MODEL = Model(
         ),
     },
     stages=(
-        Stage(
-            "cutout",
-            inputs=("image", "mask"),
-            outputs=("input.png",),
-            params=("remove_background",),
-            assets=("input.png",),
-            slot="cpu",
-            share=1,
-            limit_s=120,
-        ),
+        # upstream's crop takes every pixel above 0 for the object, and the same share of a square
+        kit.cutout(square=0.85, params=("remove_background",)),
         Stage(
             "shape",
             inputs=("input.png", "mesh"),
@@ -223,15 +215,7 @@ MODEL = Model(
             limit_s=1200,
             lighter="Use the preset draft, or lower octree_resolution or num_chunks.",
         ),
-        Stage(
-            "views",
-            inputs=("shape.glb",),
-            outputs=VIEWS,
-            assets=VIEWS,
-            slot="cpu",
-            share=1,
-            limit_s=120,
-        ),
+        kit.views("shape.glb"),
         Stage(
             "paint",
             inputs=("shape.glb", "input.png"),
@@ -330,9 +314,8 @@ MODEL = Model(
             "HF_MODULES_CACHE": "{home}/modules",
             "HY3DGEN_MODELS": "{weights}/hy3dgen",
             "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-            "U2NET_HOME": "{weights}/u2net",
         },
-        imports=("torch", "diffusers", "open3d", "pymeshlab", "rembg", "custom_rasterizer"),
+        imports=("torch", "diffusers", "pymeshlab", "custom_rasterizer"),
     ),
     weights=Weights(
         hub=(
@@ -347,11 +330,7 @@ MODEL = Model(
                 to="ckpt/RealESRGAN_x4plus.pth",
                 sha256="4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1",
             ),
-            Url(
-                "https://github.com/danielgatis/rembg/releases/download/v0.0.0/u2net.onnx",
-                to="u2net/u2net.onnx",
-                md5="60024c5c889badc19c04ad937298a77b",
-            ),
+            kit.U2NET,
         ),
         steps=(
             Step(

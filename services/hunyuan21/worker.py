@@ -1,4 +1,4 @@
-"""Hunyuan3D-2.1: cut-out, shape, four views of it, PBR paint, export.
+"""Hunyuan3D-2.1: shape, PBR paint, export.
 
 Upstream's code is called where it lies; files and lines are of the commit that model.py pins.
 """
@@ -12,19 +12,12 @@ import types
 from pathlib import Path
 
 SUBFOLDER = "hunyuan3d-dit-v2-1"
-FAINT = 10  # alpha below this is rembg's haze; upstream's crop takes all above 0 for the object
-FILL = 0.85  # of the square, as preprocessors.py:109 crops
 REMESHED = 40_000  # faces to which upstream's remeshing cuts a mesh (simplify_mesh_utils.py:23)
-VIEWS = (0, 90, 180, 270)  # degrees: front (+z), right (+x), back, left
 
 
 class BadInput(Exception):
-    """The picture, or the mesh, cannot be used."""
+    """The mesh cannot be used."""
 
-    hint = "Send a picture of one whole object, one with a transparent background, or a `mask`."
-
-
-class BadMesh(BadInput):
     hint = "Send a binary glTF file (GLB) with triangles, as Blender exports it."
 
 
@@ -42,7 +35,7 @@ class NotInstalled(Exception):
 
 def load(worker: str, settings: dict):
     if worker == "cpu":
-        return load_cutter(settings)
+        return None
     root = Path(settings["hunyuan_path"])
     require(root / "hy3dshape" / "hy3dshape" / "pipelines.py")
     sys.path[:0] = [str(root / "hy3dshape"), str(root / "hy3dpaint"), str(root)]
@@ -54,50 +47,7 @@ def load(worker: str, settings: dict):
 
 
 def run(stage: str, state, job) -> None:
-    stages = {"cutout": cutout, "shape": shape, "views": views, "paint": paint, "export": export}
-    stages[stage](state, job)
-
-
-def load_cutter(settings: dict):
-    """What removes a background; its network is read when a picture first needs it."""
-    name, home = settings["rembg_model"], Path(os.getenv("U2NET_HOME", "~/.u2net")).expanduser()
-    sessions: list = []
-
-    def cut(picture):
-        from rembg import new_session, remove
-
-        if not sessions:
-            require(home / f"{name}.onnx")
-            sessions.append(new_session(name))
-        return remove(picture, session=sessions[0], bgcolor=(255, 255, 255, 0))
-
-    return cut
-
-
-def cutout(cut, job) -> None:
-    """image, mask -> input.png: the object in a transparent square, as upstream would crop it."""
-    from PIL import Image
-
-    picture = Image.open(job.inputs["image"])
-    cut_already = "A" in picture.getbands() and picture.getchannel("A").getextrema()[0] < 250
-    picture = picture.convert("RGBA")
-    if "mask" in job.inputs:
-        mask = Image.open(job.inputs["mask"])
-        by_alpha = "A" in mask.getbands() and mask.getchannel("A").getextrema()[0] < 250
-        mask = mask.getchannel("A") if by_alpha else mask.convert("L")
-        picture.putalpha(mask.resize(picture.size))
-    elif job.params.remove_background and not cut_already:
-        job.progress(0.1, "Removing the background")
-        picture = cut(picture.convert("RGB"))
-    picture.putalpha(picture.getchannel("A").point(lambda alpha: alpha if alpha >= FAINT else 0))
-    box = picture.getchannel("A").getbbox()
-    if box is None or min(box[2] - box[0], box[3] - box[1]) < 16:
-        raise BadInput("No object was found in the picture, or it is smaller than 16 pixels.")
-    picture = picture.crop(box)
-    side = round(max(picture.size) / FILL)
-    square = Image.new("RGBA", (side, side), (255, 255, 255, 0))
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    square.save(job.outputs / "input.png")
+    {"shape": shape, "paint": paint, "export": export}[stage](state, job)
 
 
 def load_shape(repo: str, subfolder: str, device: str):
@@ -147,38 +97,7 @@ def read_mesh(path: Path):
         mesh = trimesh.load(str(path), file_type="glb", force="mesh")
         return trimesh.Trimesh(mesh.vertices, mesh.faces)
     except Exception as error:
-        raise BadMesh(f"The mesh is not a GLB with triangles: {error}") from error
-
-
-def views(state, job) -> None:
-    """shape.glb -> view_0.png to view_3.png: rays cast in parallel, slightly from above."""
-    import numpy as np
-    import open3d
-    import trimesh
-    from PIL import Image
-
-    mesh = trimesh.load(str(job.inputs["shape.glb"]), file_type="glb", force="mesh")
-    tensor, scene = open3d.core.Tensor, open3d.t.geometry.RaycastingScene()
-    corners = tensor(np.asarray(mesh.vertices, np.float32))
-    scene.add_triangles(corners, tensor(np.asarray(mesh.faces, np.uint32)))
-    middle, reach = mesh.bounds.mean(0), np.linalg.norm(mesh.extents) / 2 * 1.05
-    across = ((np.arange(768) + 0.5) / 384 - 1) * reach
-    for number, degrees in enumerate(VIEWS):
-        job.progress(number / len(VIEWS), f"View {number + 1} of {len(VIEWS)}")
-        turn, lift = np.radians([degrees, 10])
-        right = np.array([np.cos(turn), 0, -np.sin(turn)])
-        back = np.array([np.sin(turn) * np.cos(lift), np.sin(lift), np.cos(turn) * np.cos(lift)])
-        up = np.cross(back, right)
-        rays = np.empty((768, 768, 6), np.float32)
-        rays[..., :3] = middle + 2 * reach * back + across[:, None] * right
-        rays[..., :3] -= (across[:, None] * up)[:, None]
-        rays[..., 3:] = -back
-        hits = scene.cast_rays(tensor(rays))
-        lamp = (0.8 * back + 0.5 * up - 0.3 * right).astype(np.float32)
-        light = np.abs(hits["primitive_normals"].numpy() @ lamp)
-        grey = np.where(np.isfinite(hits["t_hit"].numpy()), 60 + 150 * light, 243).clip(0, 255)
-        picture = Image.fromarray(grey.astype(np.uint8)).convert("RGB").resize((512, 512))
-        picture.save(job.outputs / f"view_{number}.png")
+        raise BadInput(f"The mesh is not a GLB with triangles: {error}") from error
 
 
 def load_paint(folder: Path, repo: str, enlarger: Path):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from polypod import kit
 from polypod.image import Checkout, Compiled, Hub, Url, Wheels
 from polypod.model import (
     Case,
@@ -16,21 +17,14 @@ from polypod.model import (
     Licence,
     Model,
     Needs,
-    Params,
     Stage,
     Weights,
 )
 
 
-class Sam3dParams(Params):
+class Sam3dParams(kit.CutoutParams):
     """What the stages can be told; upstream's own names where it has one."""
 
-    mask_mode: Literal["auto", "alpha", "center", "full"] = Field(
-        "auto",
-        description="Where the object is when no `mask` is sent. auto: the picture's transparency, "
-        "else a background remover; alpha: the transparency, which must be there; center: the "
-        "rectangle from 10 to 90 % of each side; full: the whole picture.",
-    )
     stage1_inference_steps: int = Field(
         25, ge=1, le=200, description="Sampling steps of the sparse structure; time is linear."
     )
@@ -169,14 +163,13 @@ IMAGE = Image(
         "LIDRA_SKIP_INIT": "true",  # the released code lacks what it would import
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         "TORCH_HOME": "{weights}/torch",
-        "U2NET_HOME": "{weights}/u2net",
         "SAM3D_CHECKPOINTS": "{weights}/sam-3d-objects/checkpoints",
         "SAM3D_MOGE": "{weights}/moge/model.pt",
         "SAM3D_DINO": "{src}/dinov2",
     },
     imports=(
         *("torch", "torchvision", "xformers", "kaolin", "spconv", "pytorch3d", "gsplat"),
-        *("nvdiffrast", "flash_attn", "open3d", "lightning", "hydra", "rembg"),
+        *("nvdiffrast", "flash_attn", "open3d", "lightning", "hydra"),
         *("moge.model.v1", "utils3d"),
     ),
 )
@@ -212,11 +205,7 @@ WEIGHTS = Weights(
             to="torch/hub/checkpoints/dinov2_vitl14_reg4_pretrain.pth",
             size=1_217_607_321,
         ),
-        Url(
-            "https://github.com/danielgatis/rembg/releases/download/v0.0.0/u2net.onnx",
-            to="u2net/u2net.onnx",
-            md5="60024c5c889badc19c04ad937298a77b",
-        ),
+        kit.U2NET,
     ),
 )
 
@@ -229,7 +218,7 @@ FAULTS = (
         code="not_installed",
     ),
     Fault(
-        r"No such file or directory.*(pipeline\.yaml|\.ckpt|u2net)|u2net\.onnx",
+        r"No such file or directory.*(pipeline\.yaml|\.ckpt)",
         "Weights are missing.",
         "The weights of SAM 3D Objects are gated: accept their licence at Hugging Face, then build "
         f"the image with HF_TOKEN. {DOCTOR}",
@@ -298,16 +287,7 @@ MODEL = Model(
         ),
     },
     stages=(
-        Stage(
-            "cutout",
-            inputs=("image", "mask"),
-            outputs=("input.png",),
-            params=("mask_mode",),
-            assets=("input.png",),
-            slot="cpu",
-            share=1,
-            limit_s=120,
-        ),
+        kit.cutout(keep_background=True),
         Stage(
             "depth",
             inputs=("input.png",),

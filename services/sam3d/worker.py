@@ -16,8 +16,6 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-LEAST_PIXELS = 16  # of the object, each way; upstream itself breaks below 2
-MOST_PIXELS = 4096  # of the picture, each way: depth is kept at its size, 12 bytes a pixel
 GUIDANCE = ("ss_cfg_strength", "ss_rescale_t", "slat_cfg_strength", "slat_rescale_t")
 FRAME = "camera: x left, y up, z forward (PyTorch3D); the object before it: z up; relative units"
 
@@ -30,84 +28,7 @@ class BadInput(Exception):
         self.hint = hint
 
 
-def load(worker: str, settings: dict):
-    return load_background_remover() if worker == "cpu" else load_pipeline()
-
-
-def run(stage: str, state, job) -> None:
-    if stage == "cutout":
-        cutout(state, job)
-        return
-    stages = {"depth": depth, "structure": structure, "latent": latent}
-    with state.pipe.device:  # as in `pipe.run`
-        (stages | {"decode": decode, "bake": bake})[stage](state, job)
-
-
-# --- cutout: image, mask -> input.png, the whole scene with an alpha of 0 or 255 ------------------
-
-
-def cutout(remove_background, job) -> None:
-    """The mask becomes the alpha; the background stays: the depth model reads the whole scene."""
-    picture = Image.open(job.inputs["image"]).convert("RGBA")
-    picture.thumbnail((MOST_PIXELS, MOST_PIXELS))
-    mask = np.asarray(find_mask(remove_background, picture, job)) > 127
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    sides = [int(np.ptp(at)) + 1 if len(at) else 0 for at in (columns, rows)]
-    if min(sides) < LEAST_PIXELS:
-        raise BadInput(
-            f"The object's mask is {sides[0]} x {sides[1]} pixels: too small, or empty.",
-            f"Send a picture or a `mask` where the object is at least {LEAST_PIXELS} pixels each "
-            "way; 500 or more look good.",
-        )
-    picture.putalpha(Image.fromarray(mask.astype(np.uint8) * 255))
-    picture.save(job.outputs / "input.png", compress_level=1)
-
-
-def find_mask(remove_background, picture: Image.Image, job) -> Image.Image:
-    """Greyscale, of the picture's size: bright where the object is."""
-    mode, alpha = job.params.mask_mode, picture.getchannel("A")
-    if "mask" in job.inputs:
-        return read_mask(job.inputs["mask"], picture.size)
-    if mode in ("center", "full"):
-        margin = 0.1 if mode == "center" else 0
-        mask = Image.new("L", picture.size)
-        mask.paste(255, [int(n * part) for part in (margin, 1 - margin) for n in picture.size])
-        return mask
-    if alpha.getextrema()[0] < 250:
-        return alpha
-    if mode == "alpha":
-        raise BadInput(
-            "mask_mode is alpha, but the picture has no transparent part.",
-            "Send a PNG whose background is transparent, or a `mask`, or mask_mode auto.",
-        )
-    job.progress(0.1, "Finding the object")
-    return remove_background(picture.convert("RGB"))
-
-
-def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    mask = Image.open(path).convert("RGBA")
-    if abs(mask.width * size[1] / (mask.height * size[0]) - 1) > 0.02:
-        raise BadInput(
-            "The mask and the picture differ in shape.",
-            f"Send a mask of {size[0]} x {size[1]} pixels, white where the object is.",
-        )
-    alpha = mask.getchannel("A")
-    chosen = alpha if alpha.getextrema()[0] < 250 else mask.convert("L")
-    return chosen.resize(size, Image.Resampling.NEAREST)
-
-
-def load_background_remover():
-    import rembg
-
-    weights = str(Path(os.environ["U2NET_HOME"], "u2net.onnx"))
-    session = rembg.new_session("u2net_custom", model_path=weights)  # by path: nothing to download
-    return lambda picture: session.predict(picture)[0]
-
-
-# --- the pipeline ---------------------------------------------------------------------------------
-
-
-def load_pipeline() -> SimpleNamespace:
+def load(worker: str, settings: dict) -> SimpleNamespace:
     """Upstream's pipeline with all of its weights, read from disk only."""
     import torch
 
@@ -140,6 +61,12 @@ def load_pipeline() -> SimpleNamespace:
         postprocessing=postprocessing_utils,
         rendering=render_utils,
     )
+
+
+def run(stage: str, sam, job) -> None:
+    stages = {"depth": depth, "structure": structure, "latent": latent}
+    with sam.pipe.device:  # as in `pipe.run`
+        (stages | {"decode": decode, "bake": bake})[stage](sam, job)
 
 
 def choose_attention(gpu: str) -> None:

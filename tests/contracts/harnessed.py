@@ -16,6 +16,7 @@ from typing import Any
 from polypod.image import Home
 from polypod.jobs.job import JobError
 from polypod.model import Model, Stage
+from polypod.workers.spec import spec_of
 from polypod.workers.worker import (
     Cancelled,
     Died,
@@ -28,7 +29,6 @@ from polypod.workers.worker import (
     StageTask,
     Started,
     Worker,
-    WorkerSpec,
 )
 
 DEADLINE_S = 60
@@ -57,6 +57,7 @@ class Harnessed:
         self._events: list[tuple[Worker, Event]] = []
         self._heard = asyncio.Event()
         self._jobs = 0
+        self._on_gpu = {s.worker_name for s in model.stages if s.slot != "cpu"}
 
     async def run(self, inputs: Mapping[str, Path], until: str = "", **given: Any) -> Ran:
         """Runs the planned stages of a job with these parameters, each as declared."""
@@ -78,7 +79,7 @@ class Harnessed:
     async def _stage(self, stage: Stage, params: Any, outputs: Path, ran: Ran) -> None:
         worker = await self._worker(stage.worker_name)
         inputs = {name: self._blob(ran.files[name]) for name in stage.inputs if name in ran.files}
-        handed = {name: params[name] for name in stage.params}
+        handed = stage.handed(params)
         task = f"{self._jobs}/{stage.name}"
         worker.run(StageTask(task, "", stage.name, inputs, str(outputs), handed, stage.limit_s))
         end = await self._end(worker, task)
@@ -99,19 +100,13 @@ class Harnessed:
     async def _worker(self, name: str) -> Worker:
         worker = self.workers.get(name)
         if worker is None or not worker.alive:
-            home, model = Home(self.folder), self.model
-            spec = WorkerSpec(
-                model=model.name,
-                name=name,
+            spec = spec_of(
+                self.model,
+                name,
+                Home(self.folder),
                 python=sys.executable,
-                code=model.folder / "worker.py",
-                settings={
-                    "device": "cpu" if name == "cpu" else "cuda:0",
-                    "src": str(home.src),
-                    "weights": str(home.weights),
-                    **{s.name: home.fill(model.setting(s.name)) for s in model.settings},
-                },
-                env=home.environment(model.image) | self.env,
+                device="cuda:0" if name in self._on_gpu else "cpu",
+                env=self.env,
             )
             worker = self.workers[name] = Worker(spec, self._hear, self.folder / "pids")
             await worker.start()

@@ -27,7 +27,7 @@ from tests.contracts.harnessed import Harnessed, harnessed
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("torch", "hunyuan21")
+PACKAGES = ("torch", "hunyuan21", "rembg")
 PIPELINE = "Hunyuan3DDiTFlowMatchingPipeline.__call__"
 PAINT = "Hunyuan3DPaintPipeline.__call__"
 WITHOUT_VIEWS = replace(MODEL, stages=tuple(s for s in MODEL.stages if s.name != "views"))
@@ -159,8 +159,7 @@ async def test_views_are_four_sides_of_the_shape(hunyuan: Harnessed, picture: An
     for number in range(4):
         view = np.asarray(Image.open(ran.files[f"view_{number}.png"]).convert("L"))
         assert view.shape == (512, 512)
-        assert view[0, 0] == 243 and view[256, 256] < 230
-        assert 0.2 < (view < 240).mean() < 0.8
+        assert view.std() > 8, "more than the backdrop"
 
 
 async def test_shape_alone_is_the_result_without_texture(hunyuan: Harnessed, picture: Any) -> None:
@@ -238,7 +237,7 @@ async def test_out_of_memory(hunyuan: Harnessed, picture: Any) -> None:
         ("weights/hy3dgen", "", "hunyuan3d-dit-v2-1/config.yaml is not there."),
         ("src/Hunyuan3D-2.1/hy3dshape", "", "hy3dshape/pipelines.py is not there."),
         ("src/Hunyuan3D-2.1/ckpt", "", "ckpt/RealESRGAN_x4plus.pth is not there."),
-        ("weights/u2net", "", "u2net/u2net.onnx is not there."),
+        ("weights/u2net", "", "its weights (u2net.onnx) are not installed."),
         ("", "STANDIN_NOT_COMPILED", "custom_rasterizer has no rasterize: it is not compiled."),
         ("", "STANDIN_NOT_CACHED", "The paint model cannot be read"),
     ],

@@ -221,7 +221,7 @@ async def test_mask_modes(sam3d: Harnessed, scene: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (Image.new("L", (100, 80)), "0 x 0 pixels: too small, or empty"),
+        (Image.new("L", (100, 80)), "0 x 0 pixels: too small, or none was found"),
         (Image.new("L", (100, 80)).crop((0, 0, 50, 80)), "differ in shape"),
     ],
 )

@@ -38,6 +38,7 @@ import torch
 import transformers  # noqa: F401  stood in for
 import trimesh
 
+from polypod.kit.cutting import Remover, cut
 from services.hunyuan21 import worker
 from tests.upstream import absent
 
@@ -108,11 +109,10 @@ class Job:
         return self.outputs
 
 
-def cut(folder: Path, picture: Image.Image) -> Path:
+def cut_out(folder: Path, picture: Image.Image) -> Image.Image:
+    """As the kit does it for this model."""
     picture.save(folder / "photo.png")
-    job = Job(folder / "cutout", {"image": folder / "photo.png"}, remove_background=True)
-    worker.cutout(None, job)
-    return job.outputs / "input.png"
+    return cut(folder / "photo.png", None, Remover({}), square=0.85)
 
 
 def photo(haze: int = 0) -> Image.Image:
@@ -132,7 +132,7 @@ def seen_by_the_model(picture: Image.Image) -> np.ndarray:
 
 
 def test_upstream_sees_our_cutout_as_it_sees_the_picture(tmp_path: Path) -> None:
-    ours = seen_by_the_model(Image.open(cut(tmp_path, photo())))
+    ours = seen_by_the_model(cut_out(tmp_path, photo()))
     theirs = seen_by_the_model(photo())
     assert np.abs(ours - theirs).mean() < 2
     rows = np.flatnonzero((ours[..., 2] < 128).any(1))
@@ -142,7 +142,7 @@ def test_upstream_sees_our_cutout_as_it_sees_the_picture(tmp_path: Path) -> None
 
 def test_haze_would_have_shrunk_the_object(tmp_path: Path) -> None:
     hazy = seen_by_the_model(photo(haze=5))
-    ours = seen_by_the_model(Image.open(cut(tmp_path, photo(haze=5))))
+    ours = seen_by_the_model(cut_out(tmp_path, photo(haze=5)))
     width = [len(np.flatnonzero((seen[..., 2] < 128).any(0))) for seen in (hazy, ours)]
     assert width[0] < 280 and width[1] > 430
 
@@ -226,19 +226,6 @@ def test_no_surface_is_our_error(pipeline: Any, tmp_path: Path) -> None:
 def test_floaters_go_and_the_rest_stays(pipeline: Any, tmp_path: Path) -> None:
     cleaned = run_shape(pipeline, tmp_path / "a", remove_floaters=True)
     assert len(cleaned.faces) > 100
-
-
-def test_views_are_four_sides(tmp_path: Path) -> None:
-    """With Open3D itself."""
-    trimesh.creation.box((1, 0.6, 0.4)).export(tmp_path / "shape.glb")
-    worker.views(None, Job(tmp_path / "views", {"shape.glb": tmp_path / "shape.glb"}))
-    seen = [
-        np.asarray(Image.open(tmp_path / "views" / f"view_{n}.png").convert("L")) < 240
-        for n in range(4)
-    ]
-    front, right = (np.ptp(np.flatnonzero(view.any(0))) for view in seen[:2])
-    assert 2.2 < front / right < 2.8, "1 wide from the front, 0.4 from the side"
-    assert (seen[0] == seen[2][:, ::-1]).mean() > 0.99
 
 
 def test_a_mesh_is_reduced_as_upstream_does(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ if importlib.util.find_spec("torch") is None:
 
 import torch
 
+from polypod.kit.cutting import Remover, cut
 from services.sam3d import worker
 from tests.upstream import absent
 
@@ -279,7 +280,6 @@ class Job:
 
 PARAMS: dict[str, Any] = {
     "seed": SEED,
-    "mask_mode": "auto",
     "stage1_inference_steps": STEPS,
     "stage2_inference_steps": STEPS - 1,
     **dict.fromkeys(("use_stage1_distillation", "use_stage2_distillation"), False),
@@ -293,14 +293,14 @@ PARAMS: dict[str, Any] = {
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    """A job whose cut-out has been done by our own stage."""
+    """A job whose cut-out the kit has done."""
     picture = Image.effect_noise((96, 80), 60).convert("RGBA")
     alpha = Image.new("L", picture.size)
     alpha.paste(200, (30, 20, 70, 62))
     picture.putalpha(alpha)
     picture.save(tmp_path / "image", format="PNG")
     made = Job(tmp_path, **PARAMS)
-    worker.cutout(None, made)
+    cut(tmp_path / "image", None, Remover({}), keep_background=True).save(tmp_path / "input.png")
     return made
 
 

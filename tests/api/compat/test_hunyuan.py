@@ -23,8 +23,8 @@ SEEDS = itertools.count(2000)
 
 
 def picture() -> str:
-    image = Image.new("RGB", (64, 64), (220, 220, 210))
-    image.paste((60, 40, 30), (16, 16, 48, 48))
+    image = Image.new("RGBA", (64, 64))
+    image.paste((60, 40, 30, 255), (16, 16, 48, 48))
     out = io.BytesIO()
     image.save(out, "PNG")
     return base64.b64encode(out.getvalue()).decode()

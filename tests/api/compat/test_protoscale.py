@@ -68,8 +68,8 @@ class Browser:
 
 
 def photo() -> bytes:
-    image = Image.new("RGB", (80, 64), (220, 220, 210))
-    image.paste((60, 40, 30), (16, 16, 60, 48))
+    image = Image.new("RGBA", (80, 64))
+    image.paste((60, 40, 30, 255), (16, 16, 60, 48))
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
@@ -159,13 +159,13 @@ def test_errors_are_details(browser: Browser) -> None:
 
 
 def test_a_failure_is_told_in_the_status(hunyuan: Server) -> None:
-    """A wall without an object; the browser shows `error`."""
-    browser, wall = Browser(hunyuan), io.BytesIO()
-    Image.new("RGB", (64, 64), (9, 9, 9)).save(wall, "PNG")
-    job_id = browser.upload(wall.getvalue())
+    """A picture without an object; the browser shows `error`."""
+    browser, nothing = Browser(hunyuan), io.BytesIO()
+    Image.new("RGBA", (64, 64)).save(nothing, "PNG")
+    job_id = browser.upload(nothing.getvalue())
     browser.trigger(job_id, "generate-3d")
     last = browser.done(job_id)[-1]
-    assert last["status"] == "failed" and "No object was found" in last["error"]
+    assert last["status"] == "failed" and "none was found" in last["error"]
 
 
 def test_preflight_of_another_origin(hunyuan: Server) -> None:

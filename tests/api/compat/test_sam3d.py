@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image as Picture
 
 from polypod.api.compat.sam3d import translated
 from polypod.image import Image
@@ -240,10 +242,13 @@ def test_its_own_model_answers_without_a_setting(own: Server) -> None:
 
 
 def test_a_failure_is_told_to_both_kinds_of_callers(own: Server) -> None:
-    """An opaque, even picture: the background remover finds no object."""
-    client = own.client.post("/generate", json=client_body()).json()
-    assert client["success"] is False and "too small, or empty" in client["error"]
-    sync = own.client.post(f"{AT}/generate/sync", json=body())
+    """A picture that is transparent everywhere."""
+    nothing = io.BytesIO()
+    Picture.new("RGBA", (64, 64)).save(nothing, "PNG")
+    empty = {"image": base64.b64encode(nothing.getvalue()).decode()}
+    client = own.client.post("/generate", json=client_body(**empty)).json()
+    assert client["success"] is False and "too small, or none was found" in client["error"]
+    sync = own.client.post(f"{AT}/generate/sync", json=body(**empty))
     assert sync.status_code == 500 and set(sync.json()) == {"error"}
 
 
