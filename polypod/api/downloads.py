@@ -32,6 +32,8 @@ log = logging.getLogger("polypod.api")
 
 CHUNK = 1 << 20
 RETRY_AFTER_S = 2
+SHOWN = ("image/", "video/", "application/json", "text/plain")
+"""Media types that a browser shows in place; others it saves."""
 
 _ENDINGS = {kind: ending for ending, kind in reversed(MEDIA_TYPES.items())}
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
@@ -96,7 +98,7 @@ async def file_response(
         Unavailable: the storage fails.
     """
     size, etag = asset.file.size, f'"{asset.file.digest}"'
-    shown = asset.file.media_type.startswith(("image/", "application/json", "text/plain"))
+    shown = asset.file.media_type.startswith(SHOWN)
     headers = {
         "accept-ranges": "bytes",
         "cache-control": "private, no-cache",

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
-from polypod.api.downloads import Relay, parse_range
+from polypod.api.downloads import Relay, file_response, parse_range
 from polypod.api.problems import RangeNotSatisfiable
+from polypod.assets.blobs import Blobs, media_type_of
+from polypod.jobs.job import Asset, Job, new_id
 from tests.api.serving import Server, make_picture, until
 
 PNG = make_picture()
@@ -54,6 +56,18 @@ def test_head_has_the_headers_alone(server: Server, job: Any) -> None:
     assert {k: v for k, v in head.headers.items() if k not in drop} == {
         k: v for k, v in whole.headers.items() if k not in drop
     }
+
+
+@pytest.mark.anyio
+async def test_a_video_plays_in_the_browser_and_can_be_sought_in(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    ref = blobs.put_bytes(bytes(100), media_type_of("turntable.mp4"), "turntable.mp4")
+    job = Job(new_id(), "stub", "", inputs={}, params={}, created_at=0.0)
+    scope = {"type": "http", "method": "GET", "headers": [(b"range", b"bytes=10-19")]}
+    asset = Asset("turntable.mp4", ref, "output")
+    answer = await file_response(blobs, Request(scope), job, asset)
+    assert (answer.status_code, answer.headers["content-type"]) == (206, "video/mp4")
+    assert answer.headers["content-disposition"].startswith("inline; filename=")
 
 
 @pytest.mark.parametrize(
