@@ -16,7 +16,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from polypod.api.downloads import Relay, file_response, parse_range
 from polypod.api.problems import RangeNotSatisfiable
-from polypod.assets.blobs import Blobs, media_type_of
+from polypod.assets.blobs import media_type_of
+from polypod.assets.storage import LocalBlobs
 from polypod.jobs.job import Asset, Job, new_id
 from tests.api.serving import Server, make_picture, until
 
@@ -60,7 +61,7 @@ def test_head_has_the_headers_alone(server: Server, job: Any) -> None:
 
 @pytest.mark.anyio
 async def test_a_video_plays_in_the_browser_and_can_be_sought_in(tmp_path: Path) -> None:
-    blobs = Blobs(tmp_path)
+    blobs = LocalBlobs(tmp_path)
     ref = blobs.put_bytes(bytes(100), media_type_of("turntable.mp4"), "turntable.mp4")
     job = Job(new_id(), "stub", "", inputs={}, params={}, created_at=0.0)
     scope = {"type": "http", "method": "GET", "headers": [(b"range", b"bytes=10-19")]}
