@@ -53,10 +53,11 @@ chaos: $(DEV) ## kill processes at random moments, a hundred times
 	@POLYPOD_CHAOS_ROUNDS=$${POLYPOD_CHAOS_ROUNDS:-100} $(BIN)/python -m pytest tests/chaos $(ARGS)
 
 lock: ## resolve requirements/*.in again, keeping what still fits
-	@for name in serving dev; do \
+	@for name in serving cutout dev; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
-	    --no-emit-index-url --no-header $$([ $$name = dev ] && \
-	      echo "-c requirements/serving.lock --override requirements/dev.overrides") \
+	    --no-emit-index-url --no-header \
+	    $$([ $$name = serving ] || echo "-c requirements/serving.lock") \
+	    $$([ $$name = dev ] && echo "--override requirements/dev.overrides") \
 	    requirements/$$name.in --output-file requirements/$$name.lock || exit 1; \
 	done
 

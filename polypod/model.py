@@ -260,8 +260,10 @@ class Model:
                 break
         return tuple(planned)
 
-    def uses_kit(self) -> bool:
-        return any(stage.worker_name == KIT for stage in self.stages)
+    @property
+    def removes_backgrounds(self) -> bool:
+        """Whether the kit's cut-out is among its stages, so that the serving side needs rembg."""
+        return any((stage.worker, stage.name) == (KIT, "cutout") for stage in self.stages)
 
     def result_name(self, params: Mapping[str, Any]) -> str:
         """The asset that is the main result of a job with these resolved parameters."""

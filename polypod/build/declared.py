@@ -10,6 +10,8 @@ from polypod.model import Model, nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 """Where `services/` and `requirements/` are."""
+CUTOUT_LOCK = "cutout.lock"
+"""What `kit.cutout` needs beside `requirements/serving.lock`: rembg."""
 
 
 def declaration(name: str) -> Model:

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from polypod.build import steps
+from polypod.build.declared import CUTOUT_LOCK
 from polypod.build.steps import Layer, Site
 from polypod.image import Home
 from polypod.model import Model
@@ -37,6 +38,7 @@ def dockerfile(model: Model, serving_lock: str) -> str:
         "# serving environment: the same for every model",
         f"COPY src/requirements/serving.lock {BUILD}/serving.lock",
         _run(_serving()),
+        *(_remover() if model.removes_backgrounds else ()),
         "# code",
         f"COPY src {APP}",
         _run(_code()),
@@ -97,12 +99,22 @@ def _uv(serving_lock: str) -> str:
 
 def _serving() -> Layer:
     return Layer(
-        "",
-        (
-            f"uv venv --python {SERVING_PYTHON} {SERVING}",
-            f"uv pip install --python {SERVING}/bin/python --compile-bytecode --no-deps"
-            f" --require-hashes -r {BUILD}/serving.lock",
-        ),
+        "", (f"uv venv --python {SERVING_PYTHON} {SERVING}", _install_serving("serving.lock"))
+    )
+
+
+def _remover() -> list[str]:
+    install = (_install_serving(CUTOUT_LOCK),)
+    return [
+        f"COPY src/requirements/{CUTOUT_LOCK} {BUILD}/{CUTOUT_LOCK}",
+        _run(Layer("the background remover, in the serving environment", install)),
+    ]
+
+
+def _install_serving(lock: str) -> str:
+    return (
+        f"uv pip install --python {SERVING}/bin/python --compile-bytecode --no-deps"
+        f" --require-hashes -r {BUILD}/{lock}"
     )
 
 

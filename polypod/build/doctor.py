@@ -6,6 +6,7 @@ also imports upstream's packages and reads every byte of the weights.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -68,6 +69,7 @@ def examine(model: Model, settings: Settings, devices: Devices) -> list[Finding]
         *environment,
         *(() if nothing else _sources(model, home)),
         *_weights(model, home),
+        *_remover(model),
         *_gpus(model, settings, devices),
         *_machine(model, settings),
     ]
@@ -140,6 +142,20 @@ def _get_weights(model: Model) -> str:
         names = ", ".join(file.name for file in model.weights.licensed)
         steps.append(f"Get these yourself and name their folder with --licensed: {names}.")
     return " ".join(steps)
+
+
+def _remover(model: Model) -> Generator[Finding]:
+    if not model.removes_backgrounds:
+        return
+    if importlib.util.find_spec("rembg"):
+        yield Finding("background remover", "rembg")
+    else:
+        yield Finding(
+            "background remover",
+            "rembg is not installed, so only pictures with a transparent background, or a `mask`, "
+            "can be used.",
+            f"Run the model's image, or: polypod setup {model.name}.",
+        )
 
 
 def _listed(home: Home) -> dict[str, tuple[int, str]] | None:

@@ -6,6 +6,7 @@ What is done is noted in the model's folder, and is not done again until its ste
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from polypod.build import steps
 from polypod.build.container import CannotBuild, check_supplied
+from polypod.build.declared import CUTOUT_LOCK, ROOT
 from polypod.build.steps import Layer, Site
 from polypod.image import Home, Image
 from polypod.model import Model
@@ -63,6 +65,11 @@ def set_up(model: Model, home: Home, supplied: Supplied, say: Callable[[str], No
     }
     for number, layer in enumerate(layers):
         _once(layer, number, len(layers), site, env, say)
+    if model.removes_backgrounds and importlib.util.find_spec("rembg") is None:
+        say("the background remover, in the serving environment")
+        lock = str(ROOT / "requirements" / CUTOUT_LOCK)
+        install = [_uv(), "pip", "install", "--python", sys.executable, "--no-deps"]
+        _must([*install, "--require-hashes", "-r", lock], os.environ)
 
 
 def _once(

@@ -132,6 +132,18 @@ def test_inflate_is_small_and_asks_for_nothing() -> None:
     assert "bake.py" not in text and "build-essential" not in text and "--mount" not in text
 
 
+def test_only_an_image_whose_model_cuts_out_has_the_background_remover() -> None:
+    cuts = [model.name for model in MODELS if model.removes_backgrounds]
+    assert "sam3d" in cuts and "inflate" not in cuts
+    for model in MODELS:
+        lines = instructions(dockerfile(model, serving_lock()))
+        installed = [
+            at for at, line in enumerate(lines) if "-r /opt/polypod/build/cutout.lock" in line
+        ]
+        assert len(installed) == (model.name in cuts)
+        assert all(at < lines.index("COPY src /opt/polypod/app") for at in installed)
+
+
 def test_what_is_copied_is_in_the_context() -> None:
     files = context_files()
     for model in map(declaration, NAMES):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from polypod import kit
 from polypod.build import bake, doctor
 from polypod.build.doctor import Finding, runs_on
 from polypod.image import Home
@@ -70,6 +71,16 @@ def test_all_is_well_where_all_is_there(home: Home) -> None:
     assert "A40" in only(findings, "cuda:0").seen
     assert "3 files" in only(findings, "digests").seen
     assert only(findings, "imports").seen == "json"
+
+
+def test_a_missing_background_remover_is_told_and_does_not_stop_the_model(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = replace(PAINTER, stages=(kit.cutout(), *PAINTER.stages))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = only(see(home, model=model), "background remover")
+    assert not found.well and not found.blocks and "transparent background" in found.seen
+    assert not [f for f in see(home) if f.what == "background remover"], "it has no cut-out"
 
 
 def test_nothing_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,10 @@ class Tensor:
     def __len__(self) -> int:
         return len(self.array)
 
+    def __matmul__(self, other: Tensor) -> Tensor:
+        assert self.on == other.on
+        return self.like(self.array @ other.array)
+
     def __mul__(self, other: Any) -> Tensor:
         return self.like(self.array * (other.array if isinstance(other, Tensor) else other))
 
