@@ -55,7 +55,11 @@ async def get_blob(api: Api, request: Request) -> Response:
         raise NotFound("There is no such file here.", "PUT it first.") from None
     size = (await asyncio.to_thread(path.stat)).st_size
     begin, end = parse_range(request.headers.get("range", ""), size)
-    headers = {"content-type": "application/octet-stream", "content-length": str(end - begin)}
+    headers = {
+        "content-type": "application/octet-stream",
+        "content-length": str(end - begin),
+        "etag": f'"{digest}"',
+    }
     if end - begin == size:
         return FileSlice(path, begin, end, 200, headers)
     return FileSlice(

@@ -225,12 +225,19 @@ class BlobWriter:
             while rest:
                 rest = rest[self._file.write(rest) :]
 
+    def restart(self) -> None:
+        """Forget what was written."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._hash, self.size = hashlib.sha256(), 0
+
     @property
     def digest(self) -> str:
         """Of what was written so far."""
         return self._hash.hexdigest()
 
     def commit(self, media_type: str = "application/octet-stream", filename: str = "") -> FileRef:
+        """Keeps it, durably. After an error it can be tried again."""
         digest = self._hash.hexdigest()
         with _disk_full_explained():
             os.fchmod(self._file.fileno(), 0o444)

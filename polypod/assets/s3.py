@@ -373,6 +373,9 @@ class S3Writer:
     def write(self, chunk: bytes | memoryview) -> None:
         self._local.write(chunk)
 
+    def restart(self) -> None:
+        self._local.restart()
+
     def commit(self, media_type: str = "application/octet-stream", filename: str = "") -> FileRef:
         return self._keep(self._local.commit(media_type, filename))
 

@@ -14,9 +14,21 @@ from typing import Any, TypeVar
 import httpx
 
 from polypod.client import downloads, flows, follow
-from polypod.client.calls import DEFAULT_URL, PictureSource, Server
-from polypod.client.commands import Context, Do, Emit, Flow, Open, Read, Reply, Send, Sleep
+from polypod.client.calls import DEFAULT_URL, Call, PictureSource, Server
+from polypod.client.commands import (
+    Context,
+    Do,
+    Emit,
+    Flow,
+    Meanwhile,
+    Open,
+    Read,
+    Reply,
+    Send,
+    Sleep,
+)
 from polypod.client.errors import JobFailed
+from polypod.client.fetch import Arriving, fetch
 from polypod.client.transport import client_options, lost, past_proxies, request_options
 from polypod.client.views import (
     Download,
@@ -129,6 +141,11 @@ class AsyncClient:
         """
         flow = downloads.download(self._context, _id(job), Path(path), asset, format)
         return await self._run(flow)
+
+    async def fetch(self, path: str, file: Arriving) -> None:
+        """Any file of the service, as `download` fetches a result; raises as that does."""
+        call = Call("GET", self._context.server.url + path)
+        await self._run(fetch(self._context, call, file))
 
     async def cancel(self, job: JobId) -> JobView:
         """Asks the job to stop. One that has ended stays as it is."""
@@ -249,17 +266,27 @@ class _Connection:
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
         self._open: httpx.Response | None = None
+        self._work: asyncio.Future[Any] | None = None
         self._chunks: AsyncIterator[bytes] | None = None
 
-    async def do(self, command: Send | Open | Read | Sleep | Do) -> Any:
+    async def do(self, command: Send | Open | Read | Sleep | Do | Meanwhile) -> Any:
         if isinstance(command, Read):
             return await anext(self._chunks, b"") if self._chunks else b""
-        if isinstance(command, Do):
-            return await asyncio.to_thread(command.work)
-        await self.aclose()
+        if isinstance(command, Do | Meanwhile):
+            await self._settle()
+            self._work = asyncio.ensure_future(asyncio.to_thread(command.work))
+            return await self._settle() if isinstance(command, Do) else None
+        await self._close()
         if isinstance(command, Sleep):
             return await asyncio.sleep(command.seconds)
         return await self._request(command)
+
+    async def _settle(self) -> Any:
+        """What the work under way gave, or raises what it raised."""
+        if self._work:
+            await asyncio.wait([self._work])
+            work, self._work = self._work, None
+            return work.result()
 
     async def _request(self, command: Send | Open) -> Reply:
         request = self._http.build_request(**request_options(self._http.timeout, command.call))
@@ -271,6 +298,12 @@ class _Connection:
             return Reply(response.status_code, response.headers, await response.aread())
 
     async def aclose(self) -> None:
+        """No thread works for it any more when it returns."""
+        await self._close()
+        with contextlib.suppress(Exception):
+            await self._settle()
+
+    async def _close(self) -> None:
         if self._open:
             await self._open.aclose()
             self._open = self._chunks = None

@@ -96,13 +96,23 @@ class Do:
 
 
 @dataclass(frozen=True)
+class Meanwhile:
+    """Begins `work`, as soon as the one before has ended, and goes on. The next `Do` waits for it.
+
+    What it raises is raised then, or by the next one.
+    """
+
+    work: Callable[[], Any]
+
+
+@dataclass(frozen=True)
 class Emit:
     """Hands an event to the user."""
 
     event: Event
 
 
-Command: TypeAlias = Send | Open | Read | Sleep | Do | Emit
+Command: TypeAlias = Send | Open | Read | Sleep | Do | Meanwhile | Emit
 Flow: TypeAlias = Generator[Command, Any, T]
 
 

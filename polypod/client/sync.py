@@ -15,7 +15,18 @@ import httpx
 
 from polypod.client import downloads, flows, follow
 from polypod.client.calls import DEFAULT_URL, PictureSource, Server
-from polypod.client.commands import Context, Do, Emit, Flow, Open, Read, Reply, Send, Sleep
+from polypod.client.commands import (
+    Context,
+    Do,
+    Emit,
+    Flow,
+    Meanwhile,
+    Open,
+    Read,
+    Reply,
+    Send,
+    Sleep,
+)
 from polypod.client.errors import JobFailed
 from polypod.client.transport import client_options, lost, past_proxies, request_options
 from polypod.client.views import (
@@ -240,10 +251,10 @@ class _Connection:
         self._open: httpx.Response | None = None
         self._chunks: Iterator[bytes] = iter(())
 
-    def do(self, command: Send | Open | Read | Sleep | Do) -> Any:
+    def do(self, command: Send | Open | Read | Sleep | Do | Meanwhile) -> Any:
         if isinstance(command, Read):
             return next(self._chunks, b"")
-        if isinstance(command, Do):
+        if isinstance(command, Do | Meanwhile):
             return command.work()
         self.close()
         return time.sleep(command.seconds) if isinstance(command, Sleep) else self._request(command)

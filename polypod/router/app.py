@@ -39,7 +39,7 @@ def make_engine(endpoints: Iterable[Known], settings: Settings, pods: Pods | Non
     known = endpoints if shared else chain(endpoints, registered(settings.data))
 
     def runner(book: Book) -> Runner:
-        return Dispatcher(book, known, settings.data / "work", pods)
+        return Dispatcher(book, known, pods)
 
     if not shared:
         return Engine((), settings, runner)

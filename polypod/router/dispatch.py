@@ -13,7 +13,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from polypod.background import Background
@@ -55,12 +54,9 @@ class Pods(Protocol):
 
 
 class Dispatcher:
-    def __init__(
-        self, book: Book, endpoints: Iterable[Known], work: Path, pods: Pods | None = None
-    ) -> None:
+    def __init__(self, book: Book, endpoints: Iterable[Known], pods: Pods | None = None) -> None:
         self.endpoints = {known.id: Endpoint(known) for known in endpoints}
         self._book = book
-        self._work = work
         self._pods = pods
         self._pods_run = False
         self._background = Background()
@@ -72,7 +68,6 @@ class Dispatcher:
         self._leads = False
 
     async def start(self) -> None:
-        await asyncio.to_thread(self._work.mkdir, parents=True, exist_ok=True)
         await self.learn_kept()
         self._running = True
         for endpoint in self.endpoints.values():
@@ -397,7 +392,7 @@ class Dispatcher:
     def _assign(self, live: RoutedLive, endpoint: Endpoint, *, there: bool) -> None:
         live.handed, live.endpoint = True, endpoint.id
         endpoint.jobs.add(live.job.id)
-        errand = Errand(live, endpoint, self._book, self._book.blobs, self._work)
+        errand = Errand(live, endpoint, self._book, self._book.blobs)
         live.errand = self._background.run(self._carry(live, endpoint, errand, there))
 
     async def _carry(

@@ -7,10 +7,7 @@ import contextlib
 import json
 import logging
 import math
-import shutil
-import tempfile
 import time
-import uuid
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +15,13 @@ from typing import Any
 from polypod import metrics
 from polypod.assets.storage import BlobStore, path_of, patiently, renew_all
 from polypod.client import ApiError, AssetView, Event, JobView
+from polypod.client.fetch import Arriving
 from polypod.errors import Problem, Unavailable
 from polypod.jobs.finished import FinishedStage
 from polypod.jobs.job import Asset, FileRef, JobError, StageRun
 from polypod.jobs.publish import MANIFEST
 from polypod.jobs.runner import Book
 from polypod.router.endpoint import Endpoint, document, words
-from polypod.router.fetch import fetch
 from polypod.router.handover import Refused, hand_over
 from polypod.router.noted import noted
 from polypod.router.routed import RoutedLive
@@ -48,14 +45,11 @@ class Broken(Exception):
 class Errand:
     """`run` returns when the job has ended here; cancelled, it leaves the pod as it is."""
 
-    def __init__(
-        self, live: RoutedLive, endpoint: Endpoint, book: Book, blobs: BlobStore, work: Path
-    ) -> None:
+    def __init__(self, live: RoutedLive, endpoint: Endpoint, book: Book, blobs: BlobStore) -> None:
         self._live = live
         self._endpoint = endpoint
         self._book = book
         self._blobs = blobs
-        self._work = work
         self._fetching: dict[str, asyncio.Task[Asset]] = {}
         self._remaining = len(live.plan)
         """How many stages the pod has still to do."""
@@ -86,14 +80,13 @@ class Errand:
             raise Broken(words(error)) from error
 
     async def _go(self, there: bool) -> None:
-        folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="errand-", dir=self._work))
         gathering = asyncio.Event()
-        gatherer = asyncio.create_task(self._gather(gathering, folder))
+        gatherer = asyncio.create_task(self._gather(gathering))
         try:
             if not there:
                 live = self._live
                 await hand_over(self._endpoint, live.job, live.finished.values(), self._blobs)
-            await self._follow(folder, gathering)
+            await self._follow(gathering)
         except ApiError as error:
             raise (Gone() if error.status in (404, 410) else error) from error
         finally:
@@ -102,17 +95,16 @@ class Errand:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     # Back
 
-    async def _follow(self, folder: Path, gathering: asyncio.Event) -> None:
+    async def _follow(self, gathering: asyncio.Event) -> None:
         client, live = self._endpoint.client, self._live
         async for event in client.events(live.job.id):
-            self._tell(event, folder, gathering)
+            self._tell(event, gathering)
         view = _checked((await client.job(live.job.id)).view, live)
         if view.status == "completed":
-            await self._bring_home(view, folder)
+            await self._bring_home(view)
             live.home = True
             await self._book.finish(live, "completed")
         elif view.status == "failed":
@@ -123,14 +115,14 @@ class Errand:
         else:
             raise Gone
 
-    def _tell(self, event: Event, folder: Path, gathering: asyncio.Event) -> None:
+    def _tell(self, event: Event, gathering: asyncio.Event) -> None:
         live, view = self._live, _checked(event.job, self._live)
         if event.kind == "log":
             self._book.logged(live, str(event.data.get("line", "")))
             return
         if event.kind in ("snapshot", "asset"):
             for asset in view.assets:
-                self._fetch(asset, folder)
+                self._fetch(asset)
         live.at, live.message = str(view.stage), str(view.message)
         live.told_progress = max(0.0, min(100.0, view.progress))
         live.told_eta_s = view.eta_seconds
@@ -145,18 +137,18 @@ class Errand:
         elif not view.done and event.kind != "asset":
             self._book.moved(live)
 
-    def _fetch(self, asset: AssetView, folder: Path) -> None:
+    def _fetch(self, asset: AssetView) -> None:
         names = {MANIFEST, *(name for stage in self._live.model.stages for name in stage.assets)}
         ours = asset.kind in _HOME and asset.name in names
         if ours and asset.sha256 and asset.name not in self._fetching:
-            work = self._bring(asset, folder)
+            work = self._bring(asset)
             self._fetching[asset.name] = asyncio.get_running_loop().create_task(work)
 
-    async def _bring(self, view: AssetView, folder: Path) -> Asset:
+    async def _bring(self, view: AssetView) -> Asset:
         """Fetch one file, unless it is here."""
         ref = FileRef(view.sha256, view.size or 0, view.media_type, view.name)
         if not await renew_all(self._blobs, [view.sha256]):
-            await self._keep(ref, folder)
+            await self._keep(ref)
         asset = Asset(
             view.name, ref, "manifest" if view.kind == "manifest" else "output", view.stage
         )
@@ -166,15 +158,19 @@ class Errand:
             self._book.gained(self._live, [asset])
         return asset
 
-    async def _keep(self, ref: FileRef, folder: Path) -> None:
-        path = folder / uuid.uuid4().hex
-        await fetch(self._endpoint.http, ref, path)
-        metrics.relayed_in(ref.size)
-        put = partial(self._blobs.put_file, path, ref.media_type, ref.filename)
-        await patiently(put, math.inf, self._wait_for_storage)
-        await asyncio.to_thread(path.unlink)
+    async def _keep(self, ref: FileRef) -> None:
+        """Fetch a file straight into the store."""
+        with self._blobs.writer() as writer:
+            try:
+                file = Arriving(writer, ref.size, ref.digest)
+                await self._endpoint.client.fetch(f"/blobs/{ref.digest}", file)
+            except ApiError as error:
+                raise ValueError(f"It does not give {ref.filename}: {error.message}") from error
+            metrics.relayed_in(ref.size)
+            commit = partial(writer.commit, ref.media_type, ref.filename)
+            await patiently(commit, math.inf, self._wait_for_storage)
 
-    async def _gather(self, gathering: asyncio.Event, folder: Path) -> None:
+    async def _gather(self, gathering: asyncio.Event) -> None:
         """Whenever told to: bring home what finished stages have left, for another pod."""
         while await gathering.wait():
             gathering.clear()
@@ -182,17 +178,17 @@ class Errand:
                 answer = await self._endpoint.http.get(f"/job/{self._live.job.id}/stages")
                 if answer.status_code == 200:
                     for given in document(answer)["stages"]:
-                        await self._keep_stage(FinishedStage.from_json(given), folder)
+                        await self._keep_stage(FinishedStage.from_json(given))
             except Exception as error:  # the job itself goes on without that
                 log.info("stages of %s: %r", self._live.job.id, error)
 
-    async def _keep_stage(self, stage: FinishedStage, folder: Path) -> None:
+    async def _keep_stage(self, stage: FinishedStage) -> None:
         live = self._live
         if stage.stage in live.finished or stage.stage == live.plan[-1].name:
             return
         for ref in stage.files.values():
             if not await renew_all(self._blobs, [ref.digest]):
-                await self._keep(ref, folder)
+                await self._keep(ref)
         live.finished[stage.stage] = stage
 
     def _wait_for_storage(self, problem: Unavailable) -> None:
@@ -200,10 +196,10 @@ class Errand:
         self._live.message = problem.message
         self._book.moved(self._live)
 
-    async def _bring_home(self, view: JobView, folder: Path) -> None:
+    async def _bring_home(self, view: JobView) -> None:
         """All files of the completed job, in the pod's order, and how its stages went."""
         for asset in view.assets:
-            self._fetch(asset, folder)
+            self._fetch(asset)
         brought = [await task for task in self._fetching.values()]
         by_name = {asset.name: asset for asset in brought}
         inputs = [a for a in self._live.assets if a.kind == "input"]

@@ -33,6 +33,16 @@ def test_bytes_come_back_under_their_digest(blobs: Blobs) -> None:
     assert blobs.path(ref.digest).stat().st_mode & 0o777 == 0o444
 
 
+def test_a_writer_can_begin_again(blobs: Blobs) -> None:
+    with blobs.writer() as writer:
+        writer.write(b"what was first thought")
+        writer.restart()
+        writer.write(b"glTF")
+        ref = writer.commit()
+    assert (ref.size, blobs.path(ref.digest).read_bytes()) == (4, b"glTF")
+    assert ref.digest == blobs.put_bytes(b"glTF").digest
+
+
 def test_a_file_is_linked_and_stays_usable(blobs: Blobs, tmp_path: Path) -> None:
     path = tmp_path / "model.glb"
     path.write_bytes(b"x" * 3_000_000)

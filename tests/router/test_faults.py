@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from polypod.router import dispatch, endpoint, errand, fetch, handover
+from polypod.router import dispatch, endpoint, errand, handover
 from polypod.router.app import create_router, make_engine
 from polypod.router.endpoint import Known
 from polypod.settings import Settings
@@ -147,7 +147,6 @@ def scene(tmp_path_factory):
         patch.setattr(dispatch, "RETRY_S", 0.2)
         patch.setattr(dispatch, "TIDY_S", 0.5)
         patch.setattr(errand, "AGAIN_S", (0.1,))
-        patch.setattr(fetch, "AGAIN_S", (0.1, 0.2))
         patch.setattr(handover, "ANSWER_S", 1.0)
         made = Scene(folder)
         for pod in made.pods:

@@ -44,7 +44,7 @@ def dispatcher(tmp_path: Path, *memory_gb: float | None, needs: str = "on") -> D
     """A router with one endpoint of the painter for each memory; None: it does not tell."""
     settings = Settings(data=tmp_path, needs=needs)  # type: ignore[call-arg]
     book = SimpleNamespace(settings=settings, blobs=None)
-    made = Dispatcher(book, [], tmp_path)  # type: ignore[arg-type]
+    made = Dispatcher(book, [])  # type: ignore[arg-type]
     for number, gb in enumerate(memory_gb):
         endpoint = Endpoint(Known(f"painter-{number}", ""))
         endpoint.models = {PAINTER.name: model_of(PAINTER.card)}
