@@ -200,10 +200,14 @@ class Url:
     to: str
     """File below `{weights}`."""
     sha256: str = ""
+    """Or its first 8 characters or more, where only these are published (torchvision's names)."""
     md5: str = ""
     """Where only that is published."""
     size: int = 0
     """Bytes, where known."""
+
+    def __post_init__(self) -> None:
+        _check_digest(self.url, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -217,6 +221,10 @@ class Licensed:
     to: str = ""
     """File below `{weights}`; empty: `name`."""
     sha256: str = ""
+    """Checked before anything is built; empty where nobody tells it."""
+
+    def __post_init__(self) -> None:
+        _check_digest(self.name, self.sha256)
 
     @property
     def place(self) -> str:
@@ -307,6 +315,11 @@ def _matches(wanted: Any, value: Any) -> bool:
     if isinstance(wanted, list | tuple):
         return value in wanted
     return value == wanted
+
+
+def _check_digest(what: str, sha256: str) -> None:
+    if sha256 and not re.fullmatch(r"[0-9a-f]{8,64}", sha256):
+        raise ValueError(f"{what}: {sha256!r} is no SHA-256, nor the beginning of one.")
 
 
 def _check_commit(what: str, commit: str) -> None:

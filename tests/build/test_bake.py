@@ -179,6 +179,10 @@ def test_a_file_of_its_own_is_checked_by_what_is_known_of_it(
     wrong = asdict(Url(f"{hugging.url}/store/w", "other.onnx", "0" * 64))
     done = run("url", tmp_path, wrong)
     assert done.returncode and sha256(LARGE) in done.stderr
+    begins = asdict(Url(f"{hugging.url}/store/w", "short.onnx", sha256(LARGE)[:8]))
+    assert run("url", tmp_path, begins).returncode == 0
+    other = asdict(Url(f"{hugging.url}/store/w", "other.onnx", "0" * 8))
+    assert "is not what was declared" in run("url", tmp_path, other).stderr
     gone = run("url", tmp_path, asdict(Url(f"{hugging.url}/gone", "gone.onnx")))
     assert gone.returncode and "cannot be fetched" in gone.stderr
 
