@@ -1,0 +1,6 @@
+"""The BentoML service of pshuman."""
+
+from polypod.service import service
+from services.pshuman.model import MODEL
+
+PSHuman = service(MODEL)

@@ -1,0 +1,3 @@
+from types import SimpleNamespace
+
+cfg = SimpleNamespace(model=SimpleNamespace(n_shape=200, n_exp=50))
