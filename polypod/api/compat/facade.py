@@ -31,9 +31,7 @@ class Facade:
     routes: tuple[tuple[str, str, Handler], ...]
     """Method, path and handler, in the words of `polypod.api.app.ROUTES`."""
     claims: Claim = never
-    """Whether a body, sent to an address that we have too, comes from one of its clients."""
-    forms: bool = False
-    """Its clients send forms too; else only JSON is looked at."""
+    """Whether a JSON body, sent to an address that we have too, comes from one of its clients."""
     model: str = ""
     """The model that it serves by default; empty: the one of its own name."""
 
