@@ -5,8 +5,10 @@ A tensor knows its device and, as the real one, gives no array away while it is 
 
 from __future__ import annotations
 
+import pickle
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,6 +138,18 @@ def tensor(values: Any, dtype: Any = None, device: Any = "cpu") -> Tensor:
 
 def cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
     return tensors[0].like(np.concatenate([one.array for one in tensors], dim))
+
+
+def load(file: Any, map_location: Any = "cpu", *, mmap: bool = False, weights_only: bool = False):
+    """What was pickled, with tensors for its arrays; on no GPU unless that is asked for."""
+    assert str(map_location) == "cpu", "tensors would go where they were when they were saved"
+    return with_tensors(pickle.loads(Path(file).read_bytes()))
+
+
+def with_tensors(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: with_tensors(part) for name, part in value.items()}
+    return Tensor(value) if isinstance(value, np.ndarray) else value
 
 
 class Seeds:
