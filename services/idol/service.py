@@ -1,0 +1,6 @@
+"""The BentoML service of IDOL."""
+
+from polypod.service import service
+from services.idol.model import MODEL
+
+Idol = service(MODEL)

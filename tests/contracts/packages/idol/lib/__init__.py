@@ -1,0 +1,1 @@
+from lib.humanlrm_wrapper_sa_v1 import SapiensGS_SA_v1 as SapiensGS_SA_v1

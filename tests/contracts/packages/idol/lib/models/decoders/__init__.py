@@ -1,0 +1,1 @@
+from lib.models.decoders.uvmaps_decoder_gender import UVNDecoder_gender as UVNDecoder_gender

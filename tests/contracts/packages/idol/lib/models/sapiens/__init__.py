@@ -1,0 +1,1 @@
+from lib.models.sapiens.sapiens_wrapper_torchscipt import SapiensWrapper_ts as SapiensWrapper_ts

@@ -1,0 +1,1 @@
+from lib.models.transformer_sa.mae_decoder_v3_skip import neck_SA_v3_skip as neck_SA_v3_skip
