@@ -1,0 +1,1 @@
+"""nvdiffrast, which upstream uses only through kaolin and by itself."""
