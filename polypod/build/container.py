@@ -21,10 +21,14 @@ import yaml
 
 from polypod.build.declared import ROOT, serving_lock
 from polypod.build.dockerfile import LICENSED, dockerfile, image_name
+from polypod.build.licensed import LABEL, names, what_is_wrong
 from polypod.build.steps import revision_argument
 from polypod.model import Model
 
-OPEN_REGISTRIES = ("docker.io", "ghcr.io", "quay.io", "public.ecr.aws", "registry.gitlab.com")
+OPEN_REGISTRIES = (
+    *("docker.io", "registry-1.docker.io", "registry.hub.docker.com", "ghcr.io", "quay.io"),
+    *("public.ecr.aws", "registry.gitlab.com", "ttl.sh"),
+)
 """Registries where anybody may pull unless the repository was made private."""
 TOKEN = "HF_TOKEN"  # noqa: S105  its name
 
@@ -63,6 +67,9 @@ def build(model: Model, order: Order) -> str:
     command = build_command(model, order, program, context, tag)
     print("$", shlex.join(command), file=sys.stderr, flush=True)
     subprocess.run(command, check=True, env=os.environ | {"DOCKER_BUILDKIT": "1"})
+    if model.weights.licensed:
+        held = names(model.weights.licensed)
+        print(f"{tag} is private: it holds files under licence ({held}).", file=sys.stderr)
     return tag
 
 
@@ -83,12 +90,8 @@ def build_command(
 
 def check_supplied(model: Model, licensed: Path | None, revisions: Mapping[str, str]) -> None:
     """Raises CannotBuild unless all is there that the declaration leaves to the builder."""
-    for file in model.weights.licensed:
-        if licensed is None or not (licensed / file.name).is_file():
-            raise CannotBuild(
-                f"{file.name} is missing: its licence does not let anyone pass it on. Get it from "
-                f"{file.where}, put it into a folder, and name that folder: --licensed FOLDER."
-            )
+    if wrong := what_is_wrong(model.weights.licensed, licensed):
+        raise CannotBuild(wrong)
     for source in model.weights.hub:
         given = revisions.get(source.repo, source.revision)
         if not re.fullmatch(r"[0-9a-f]{40}", given):
@@ -143,17 +146,33 @@ def context_files() -> list[str]:
 
 def push(model: Model, image: str, to: str, *, backend: str, private: bool) -> str:
     """Push `image` under the name `to`, which says the registry. Raises CannotBuild: refused."""
-    registry = registry_of(to)
-    if model.weights.licensed and registry in OPEN_REGISTRIES and not private:
-        names = ", ".join(file.name for file in model.weights.licensed)
-        raise CannotBuild(
-            f"The image holds files that may not be passed on ({names}), and anybody can pull from "
-            f"{registry} unless the repository is private. If it is, say so: --private."
-        )
+    open_to_all = registry_of(to) in OPEN_REGISTRIES and not private
+    if open_to_all and (held := names(model.weights.licensed)):
+        raise _refused(held, to)
     program = builder(backend)
+    if open_to_all and (held := label_of(program, image)):
+        raise _refused(held, to)
     subprocess.run([program, "tag", image, to], check=True)
     subprocess.run([program, "push", to], check=True)
     return to
+
+
+def _refused(held: str, to: str) -> CannotBuild:
+    return CannotBuild(
+        f"The image holds files that may not be passed on ({held}), and anybody can pull from "
+        f"{registry_of(to)} unless the repository is private. If it is, say so: --private."
+    )
+
+
+def label_of(program: str, image: str) -> str:
+    """Which licensed files an image says that it holds, by whatever declaration it was built."""
+    labels = f'{{{{index .Config.Labels "{LABEL}"}}}}'
+    look = [program, "image", "inspect", "--format", labels, image]
+    if Path(program).name == "buildah":
+        labels = labels.replace(".Config", ".OCIv1.Config")
+        look = [program, "inspect", "--type", "image", "--format", labels, image]
+    said = subprocess.run(look, capture_output=True, text=True, check=False).stdout.strip()
+    return said if said != "<no value>" else ""
 
 
 def registry_of(reference: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from polypod.build import steps
+from polypod.build import licensed, steps
 from polypod.build.declared import CUTOUT_LOCK
 from polypod.build.steps import Layer, Site
 from polypod.image import Home
@@ -43,6 +43,7 @@ def dockerfile(model: Model, serving_lock: str) -> str:
         f"COPY src {APP}",
         _run(_code()),
         f"ARG IMAGE={image_name(model)}\n" + _variables(_settings(model)),
+        _label(model),
         f"WORKDIR {APP}",
         "EXPOSE 8000",
         f'ENTRYPOINT ["tini", "--", "{ROOT}/bin/entry"]',
@@ -150,6 +151,11 @@ def _settings(model: Model) -> dict[str, str]:
         "BENTOML_DO_NOT_TRACK": "True",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def _label(model: Model) -> str:
+    files = model.weights.licensed
+    return f'LABEL {licensed.LABEL}="{licensed.names(files)}"' if files else ""
 
 
 def image_name(model: Model) -> str:

@@ -13,7 +13,11 @@ Name = Annotated[str, typer.Argument(metavar="MODEL", help="One of services/.")]
 Backend = Annotated[str, typer.Option(help="docker, podman, buildah or nerdctl.")]
 LicensedFiles = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Licensed files that you got yourself."),
+    typer.Option(
+        metavar="FOLDER",
+        envvar="POLYPOD_LICENSED",
+        help="Files under licence that you got yourself; asked for where it is not given.",
+    ),
 ]
 Revisions = Annotated[
     list[str] | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from polypod.build import doctor
 from polypod.build.container import Order, build, context_files, push
 from polypod.build.declared import declaration, serving_lock
 from polypod.build.dockerfile import dockerfile
+from polypod.build.licensed import wanted
 from polypod.build.lock import lock, pins
 from polypod.build.setup import Supplied, set_up
 from polypod.cli.output import FAILED, guarded, print_json, result_console, talk_console
@@ -46,8 +48,10 @@ def build_image(
     options: Sequence[str],
 ) -> int:
     def work() -> int:
-        order = Order(backend, tag, licensed, _pairs(revisions), tuple(options))
-        print(_told(lambda: build(declaration(name), order)))
+        model = declaration(name)
+        folder = licensed or ask_for_licensed(model)
+        order = Order(backend, tag, folder, _pairs(revisions), tuple(options))
+        print(_told(lambda: build(model, order)))
         return 0
 
     return guarded(work)
@@ -99,7 +103,8 @@ def set_up_model(
     def work() -> int:
         model, settings = declaration(name), read_settings()
         home = Home(settings.home / model.name)
-        set_up(model, home, Supplied(licensed, _pairs(revisions), no_system), talk_console().print)
+        folder = licensed or ask_for_licensed(model)
+        set_up(model, home, Supplied(folder, _pairs(revisions), no_system), talk_console().print)
         return see_doctor(name, False, False)
 
     return guarded(work)
@@ -129,6 +134,19 @@ def _print_findings(findings: Sequence[doctor.Finding]) -> None:
         out.print(f"{mark}  {escape(finding.what):14} {escape(finding.seen)}")
         if finding.todo:
             out.print(f"    {'':14} [bold]{escape(finding.todo)}[/]")
+
+
+def ask_for_licensed(model: Model) -> Path | None:
+    """The folder of the files under licence, from whoever sits at the terminal; None: nobody."""
+    files = model.weights.licensed
+    if not files or not sys.stdin.isatty():
+        return None
+    talk_console().print(
+        f"{model.title} needs files that nobody may pass on: get them yourself.\n"
+        + escape(wanted(files))
+    )
+    answer: str = typer.prompt("Folder that holds them", err=True)
+    return Path(answer).expanduser()
 
 
 def _told(work: Callable[[], str]) -> str:

@@ -73,7 +73,7 @@ def test_secrets_and_supplied_files_are_named_never_copied(licensed: Path, tmp_p
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"licensed": None}, r"SMPLX\.npz is missing.*https://smpl\.example"),
+        ({"licensed": None}, r"(?s)SMPLX\.npz is missing.*https://smpl\.example"),
         ({"revisions": {}}, "No revision of meta/later is declared"),
         ({"revisions": {"meta/later": "main"}}, "No revision of meta/later is declared"),
         ({"revisions": {"meta/later": COMMIT, "x/y": COMMIT}}, "takes no weights from x/y"),

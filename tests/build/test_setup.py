@@ -218,7 +218,7 @@ def test_what_a_person_must_bring_is_asked_for_before_anything_is_done(
     model: Model, tmp_path: Path
 ) -> None:
     home = Home(tmp_path / "home" / "sketch")
-    with pytest.raises(CannotBuild, match=r"body\.npz is missing.*https://smpl\.example"):
+    with pytest.raises(CannotBuild, match=r"(?s)body\.npz is missing.*https://smpl\.example"):
         set_up(model, home, Supplied(), str)
     with pytest.raises(CannotBuild, match="without spaces"):
         set_up(PAINTER_FREE, Home(tmp_path / "my home"), Supplied(), str)
