@@ -157,8 +157,8 @@ IMAGE = Image(
 )
 
 BUNDLE = (
-    "the bundle that PSHuman's README links (OneDrive), unpacked, once you have registered and "
-    "accepted the licence at https://smpl-x.is.tue.mpg.de"
+    "the bundle that the README of PSHuman links (OneDrive), unpacked, once you have registered "
+    "and accepted the licence at https://smpl-x.is.tue.mpg.de"
 )
 PIXIE = f"{BUNDLE} and, for PIXIE, at https://pixie.is.tue.mpg.de"
 WEIGHTS = Weights(
