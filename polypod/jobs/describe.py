@@ -77,6 +77,8 @@ def with_urls(shown: dict[str, Any], public_url: str) -> dict[str, Any]:
 
 
 def _message(job: Job, live: Live | None, position: int) -> str:
+    if live and live.waits_for:
+        return live.waits_for
     if job.status == "queued":
         return f"Waiting in queue, position {position}"
     if job.status == "processing":

@@ -47,6 +47,8 @@ class Live:
     """The stage that runs now."""
     fraction: float = 0.0
     message: str = ""
+    waits_for: str = ""
+    """What keeps it from going on though it is its turn, in words."""
     progress_sent: float = 0.0
     log: deque[str] = field(default_factory=lambda: deque[str](maxlen=LOG_LINES))
     publishing: asyncio.Task[None] | None = None

@@ -293,7 +293,7 @@ class StageRunner:
     def task_started(self, task: StageTask, at: float) -> None:
         live = self._of(task)
         if live:
-            live.at, live.fraction, live.message = task.stage, 0.0, ""
+            live.at, live.fraction, live.message, live.waits_for = task.stage, 0.0, "", ""
             if live.job.status == "queued":
                 self._book.began(live, at)
             self._book.moved(live)
@@ -323,10 +323,15 @@ class StageRunner:
         if live:
             self._run_for(live, self._fail(live, _with_lighter(error, live, task.stage)))
 
-    def task_returned(self, job: str) -> None:
+    def task_returned(self, job: str, why: JobError | None = None) -> None:
+        """It did not begin; `why`: its worker could not load the model, which is tried again."""
         live = self._queue.lives.get(job)
         if live and not live.ended:
             live.handed = False
+            if why:
+                error = explained(why, live.model.faults)
+                live.waits_for = f"Waiting for the model, which does not load: {error.message}"
+                self._book.moved(live)
             self._release(live)
             self._advance(live)
 

@@ -23,6 +23,8 @@ EVERY_S = 1.0
 STARTING_S = 0.2
 REFUSED_FOR_S = 3.0
 SILENT_FOR_S = 10.0
+UNWELL_FOR_S = 30.0
+"""So long may one that was ready say itself that it is not, such as while its model loads again."""
 HEALTH_S = 5.0
 LEARN_S = 30.0
 FIRST_BACKOFF_S = 2.0
@@ -167,6 +169,7 @@ class Watch:
         self._came = came
         self._went = went
         self._failing_since: float | None = None
+        self._unwell_since: float | None = None
         self._pause = EVERY_S
         self._store_id = ""
         self._begun: float | None = None
@@ -202,9 +205,9 @@ class Watch:
                 endpoint.set_state("lost", "It came back with an empty store.")
             self._went(endpoint)
         if health["status"] != "healthy":
-            if not endpoint.takes_jobs:
-                endpoint.set_state("starting", "; ".join(map(str, health.get("reasons") or ())))
+            self._unwell("; ".join(map(str, health.get("reasons") or ())))
             return
+        self._unwell_since = None
         if endpoint.takes_jobs and time.time() - endpoint.since > STEADY_S:
             endpoint.failures = 0
         if endpoint.state != "draining" and (restarted or not endpoint.takes_jobs):
@@ -245,6 +248,16 @@ class Watch:
         refused = isinstance(error, httpx.ConnectError)
         if now - self._failing_since >= (REFUSED_FOR_S if refused else SILENT_FOR_S):
             self._lose("lost", words(error))
+
+    def _unwell(self, reason: str) -> None:
+        """It answers, and says that it cannot work."""
+        if not self._endpoint.takes_jobs:
+            self._endpoint.set_state("starting", reason)
+            return
+        now = time.monotonic()
+        self._unwell_since = self._unwell_since or now
+        if now - self._unwell_since >= UNWELL_FOR_S:
+            self._lose("lost", reason)
 
     def _lose(self, state: State, reason: str) -> None:
         self._endpoint.take_out(state, reason)

@@ -18,7 +18,7 @@ from polypod.background import Background
 from polypod.image import Home
 from polypod.jobs.job import JobError
 from polypod.jobs.schedule import BATCH, Place, WorkerKey
-from polypod.model import Model
+from polypod.model import KIT, Model
 from polypod.settings import Settings
 from polypod.workers import events as e
 from polypod.workers.process import end_leftovers
@@ -48,7 +48,7 @@ class Listener(Protocol):
     def task_logged(self, job: str, line: str) -> None: ...
     def task_finished(self, task: StageTask, event: e.Finished, device: str) -> None: ...
     def task_failed(self, task: StageTask, error: JobError) -> None: ...
-    def task_returned(self, job: str) -> None:
+    def task_returned(self, job: str, why: JobError | None = None) -> None:
         """Taken back, or its worker died, before it began."""
         ...
 
@@ -215,10 +215,9 @@ class Pool:
 
     @property
     def loaded(self) -> bool:
-        alive = {
-            key for lane in self._lanes.values() for key, x in lane.workers.items() if x.loaded
-        }
-        return bool(alive)
+        """Whether one of the model's own workers holds it."""
+        loaded = {k for lane in self._lanes.values() for k, x in lane.workers.items() if x.loaded}
+        return any(worker != KIT for _, worker in loaded)
 
     def capacity_gb(self, slot: str) -> float | None:
         """GPU memory that a worker of the slot may take; None where it is not known."""
@@ -358,7 +357,8 @@ class Pool:
             if handed.started and not event.expected:  # we stop: the job is not to blame
                 self.listener.worker_died(handed.assignment.job, _death_error(event))
             else:
-                self.listener.task_returned(handed.assignment.job)
+                why = None if worker.loaded else self.load_errors.get(key)
+                self.listener.task_returned(handed.assignment.job, why)
         lane.idle_since = time.monotonic()
         self.listener.places_changed()
 

@@ -15,6 +15,7 @@ import pytest
 from polypod.errors import Conflict, NotFound, QueueFull
 from polypod.jobs.engine import Engine, Submission
 from polypod.jobs.job import TERMINAL
+from polypod.model import Fault, Stage
 from polypod.settings import Settings
 from tests.models.stub.model import MODEL
 
@@ -446,3 +447,39 @@ def test_views_and_formats_are_made_from_the_result(tmp_path):
         return asset
 
     assert run(scenario, tmp_path).kind == "derived"
+
+
+STUBBORN = """
+from pathlib import Path
+
+def load(worker, settings):
+    if not Path(__file__).with_name("mended").exists():
+        raise RuntimeError("No module named 'diffusers'")
+
+def run(stage, state, job):
+    (job.outputs / "model.glb").write_bytes(b"glTF")
+"""
+
+
+def test_a_job_says_what_it_waits_for_while_the_model_does_not_load(tmp_path):
+    (tmp_path / "worker.py").write_text(STUBBORN)
+    fault = Fault("No module named", "A package is missing.", "Ask the doctor.")
+    work = Stage("work", inputs=("image",), outputs=("model.glb",), assets=("model.glb",))
+    model = replace(MODEL, folder=tmp_path, stages=(work,), faults=(fault,))
+
+    async def scenario(engine):
+        job = await submit(engine)
+        stream = engine.events.stream([job.id], lambda j: snapshot(engine, j))
+        async for event in stream:
+            if "does not load" in event.data["message"]:
+                break
+        shown = await snapshot(engine, job.id)
+        health = engine.health()
+        assert "A package is missing." in shown["message"] and shown["status"] == "queued"
+        assert health["status"] == "degraded" and not health["model_loaded"]
+        assert "Ask the doctor." in health["reasons"][0]
+        (tmp_path / "mended").touch()
+        done = await ended(engine, job)
+        assert done.status == "completed" and done.worker_deaths == 0
+
+    run(scenario, tmp_path, model)

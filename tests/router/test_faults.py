@@ -140,6 +140,7 @@ def scene(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         patch.setattr(endpoint, "SILENT_FOR_S", 2.0)
         patch.setattr(endpoint, "REFUSED_FOR_S", 1.0)
+        patch.setattr(endpoint, "UNWELL_FOR_S", 0.5)
         patch.setattr(endpoint, "HEALTH_S", 1.0)
         patch.setattr(endpoint, "EVERY_S", 0.2)
         patch.setattr(endpoint, "FIRST_BACKOFF_S", 0.5)
@@ -262,6 +263,20 @@ def test_all_that_it_says_is_wrong(scene, fault):
     scene.network.set("open")
     assert scene.done_once(job) == [True, False]
     until(lambda: why in (scene.router.endpoint("first")["reason"] or ""), LIMIT_S)
+    scene.network.heal()
+    scene.first_is_back()
+
+
+def degraded(body: bytes) -> bytes:
+    return json.dumps(json.loads(body) | {"status": "degraded", "reasons": ["No GPU."]}).encode()
+
+
+def test_it_says_itself_that_it_cannot_work(scene):
+    """As where its model, once ended, does not load again."""
+    job = scene.job_on_first(seconds=2)
+    scene.network.lie("/health", change=degraded)
+    assert scene.done_once(job) == [True, False]
+    until(lambda: scene.router.endpoint("first")["reason"] == "No GPU.", LIMIT_S)
     scene.network.heal()
     scene.first_is_back()
 
