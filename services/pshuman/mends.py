@@ -50,4 +50,5 @@ def read_tables_once(reconstruct, mesh_util) -> None:
 
     It can go when upstream reads them once.
     """
-    reconstruct.SMPLX = mesh_util.SMPLX = lru_cache(maxsize=None)(reconstruct.SMPLX)
+    for module in (reconstruct, mesh_util):
+        module.SMPLX = lru_cache(maxsize=None)(module.SMPLX)

@@ -39,13 +39,13 @@ def load(worker: str, settings: dict):
     """What a worker keeps loaded. No two of these are ever in one process, nor in one's memory."""
     if worker == "masks":
         return load_cutter()
-    root = Path(settings["src"], "PSHuman")
+    root, device = Path(settings["src"], "PSHuman"), settings["device"]
     os.chdir(root)  # upstream takes its own files from the working directory
     sys.path.insert(0, str(root))
     if worker == "views":
-        return load_views(Path(settings["weights"], "pshuman"))
+        return load_views(Path(settings["weights"], "pshuman"), device)
     require(root / "smpl_related" / "HPS" / "pixie_data" / "pixie_model.tar")  # else: exit()
-    return load_body() if worker == "body" else load_mesh()
+    return load_body(device) if worker == "body" else load_mesh(device)
 
 
 def run(stage: str, state, job) -> None:
@@ -55,7 +55,7 @@ def run(stage: str, state, job) -> None:
 # --- views: input.png -> six colours, six normals, and both of the face ---------------------------
 
 
-def load_views(weights: Path) -> SimpleNamespace:
+def load_views(weights: Path, device: str) -> SimpleNamespace:
     require(weights / "model_index.json")
     import torch
     from accelerate.utils import set_seed
@@ -67,7 +67,7 @@ def load_views(weights: Path) -> SimpleNamespace:
     pipe = StableUnCLIPImg2ImgPipeline.from_pretrained(str(weights), torch_dtype=torch.float16)
     pipe.unet.enable_xformers_memory_efficient_attention()  # or the views do not see each other
     pipe.enable_vae_slicing()  # picture by picture: the same result, where 24 GB ran out
-    pipe.to("cuda")
+    pipe.to(device)
     return SimpleNamespace(
         torch=torch,
         pipe=pipe,
@@ -160,12 +160,12 @@ def cut_maps(path: Path) -> tuple[list, list]:
 # --- body: input.png -> pose.npz, the body model's parameters -------------------------------------
 
 
-def load_body() -> SimpleNamespace:
+def load_body(device: str) -> SimpleNamespace:
     import econdataset
     from lib.pymaf.utils import imutils
 
     options = {"image_dir": "configs", "seg_dir": None, "colab": False, "has_det": True}
-    data = econdataset.SMPLDataset({**options, "hps_type": "pixie"}, device="cuda")
+    data = econdataset.SMPLDataset({**options, "hps_type": "pixie"}, device=device)
     estimate_only(imutils, data.detector)
     return SimpleNamespace(data=data, module=econdataset, look=econdataset.econ_process_image)
 
@@ -184,7 +184,7 @@ def body(state, job) -> None:
 # --- mesh: maps.png, pose.npz -> mesh.obj, remeshed.obj, turntable.mp4 ----------------------------
 
 
-def load_mesh() -> SimpleNamespace:
+def load_mesh(device: str) -> SimpleNamespace:
     """The body model alone, without PIXIE's networks: ReMesh reads nothing else of the dataset."""
     import open3d
     import reconstruct
@@ -201,8 +201,9 @@ def load_mesh() -> SimpleNamespace:
     faces = np.load("smpl_related/models/smplx/SMPLX_NEUTRAL.npz", allow_pickle=True)["f"]
     return SimpleNamespace(
         torch=torch,
+        device=device,
         reconstruct=reconstruct,
-        body=SimpleNamespace(faces=faces, smpl_model=SMPLX(cfg.model).to("cuda")),
+        body=SimpleNamespace(faces=faces, smpl_model=SMPLX(cfg.model).to(device)),
         options=load_config(CONFIG, cli_args=[]).recon_opt,
         poisson=reconstruct.poisson,
         tqdm=tqdm,
@@ -243,7 +244,7 @@ def follow(state, job) -> None:
 
 def read_pose(state, path: Path) -> dict:
     with np.load(path) as kept:
-        pose = {name: state.torch.from_numpy(kept[name]).to("cuda") for name in POSE}
+        pose = {name: state.torch.from_numpy(kept[name]).to(state.device) for name in POSE}
         return {**pose, "hands_visibility": kept["hands"].tolist()}
 
 

@@ -93,7 +93,7 @@ def first_picture(given: SimpleNamespace) -> dict[str, Any]:
 
 def draw_views(given: SimpleNamespace) -> Any:
     """Seed 13: the memory is full."""
-    assert given.self.unet.views_see_each_other and given.self.where == "cuda"
+    assert given.self.unet.views_see_each_other and given.self.where == "cuda:0"
     assert given.image.shape == (2 * VIEWS, 3, SIDE, SIDE)
     assert given.prompt is None and given.prompt_embeds.shape == (2 * VIEWS, 77, 1024)
     assert given.dino_feature is None and given.smpl_in is None and given.output_type == "pt"
@@ -119,7 +119,7 @@ def load_body(given: SimpleNamespace) -> None:
     read_bundle()
     wanted = {"seg_dir": None, "colab": False, "has_det": True, "hps_type": "pixie"}
     assert {name: given.cfg[name] for name in wanted} == wanted
-    assert Path(given.cfg["image_dir"]).is_dir() and given.device == "cuda"
+    assert Path(given.cfg["image_dir"]).is_dir() and given.device == "cuda:0"
     given.self.detector, given.self.subject_list = object(), []
     given.self.faces = np.zeros((4, 3), np.uint32)
 
