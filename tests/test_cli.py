@@ -407,6 +407,19 @@ def test_every_setting_is_listed_and_secrets_are_not(monkeypatch):
     assert known <= {entry["name"] for entry in listed}
 
 
+def test_a_models_own_settings_are_listed_with_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("POLYPOD_HOME", str(tmp_path))
+    monkeypatch.setenv("ENABLE_TEXTURE", "false")
+    monkeypatch.setenv("HUNYUAN_DEVICE", "cuda:1")
+    listed = json.loads(CliRunner().invoke(app, ["settings", "hunyuan21", "--json"]).stdout)
+    own = {entry["name"]: entry["value"] for entry in listed[len(Settings.model_fields) :]}
+    assert own["ENABLE_TEXTURE"] == "false"
+    assert own["TEXTURE_DEVICE or HUNYUAN_DEVICE"] == "cuda:1"
+    assert own["HUNYUAN_PATH"] == f"{tmp_path}/hunyuan21/src/Hunyuan3D-2.1"
+    wrong = CliRunner().invoke(app, ["settings", "hunyuan"])
+    assert wrong.exit_code == 1 and "Did you mean 'hunyuan21'?" in wrong.stderr
+
+
 def test_a_listed_name_is_the_one_that_works(monkeypatch):
     """Setting the variable under its listed name changes the value that is listed."""
     for setting in settings_here():

@@ -429,11 +429,16 @@ def _audit(
 @app.command(
     rich_help_panel="Run a service", epilog="Example: [bold]PORT=9000 polypod settings[/bold]"
 )
-def settings(as_json: AsJson = False) -> None:
+def settings(
+    model: Annotated[
+        str, typer.Argument(envvar="POLYPOD_MODEL", help="One of services/, for its own as well.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
     """List every setting of a service: environment variable, value here, default, meaning."""
     from polypod.cli.settings import show_settings
 
-    raise typer.Exit(show_settings(as_json))
+    raise typer.Exit(show_settings(model, as_json))
 
 
 building.register(app)

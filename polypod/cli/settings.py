@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic.fields import FieldInfo
 from rich.markup import escape
 
 from polypod.cli.output import FAILED, complain, print_json, result_console
+from polypod.image import Home
 from polypod.settings import Settings
 
 SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
@@ -29,9 +31,9 @@ class Setting:
     description: str
 
 
-def show_settings(as_json: bool) -> int:
+def show_settings(model: str, as_json: bool) -> int:
     """Exit status of `polypod settings`."""
-    found = settings_here()
+    found = [*settings_here(), *(settings_of(model) if model else ())]
     if as_json:
         print_json([asdict(setting) for setting in found])
         return 0
@@ -40,7 +42,7 @@ def show_settings(as_json: bool) -> int:
         changed = setting.value != setting.default
         style = "bold green" if changed else "bold"
         was = f"  [dim](default {escape(setting.default)})[/dim]" if changed else ""
-        out.print(f"[{style}]{setting.name}[/{style}] = {escape(setting.value)}{was}")
+        out.print(f"[{style}]{setting.name}[/{style}] = {escape(setting.value)}{was}".rstrip())
         if setting.description:
             out.print(f"    {escape(setting.description)}")
     return 0
@@ -69,6 +71,30 @@ def settings_here() -> list[Setting]:
         )
         for name, field in Settings.model_fields.items()
     ]
+
+
+def settings_of(name: str) -> list[Setting]:
+    """The model's own, in this environment."""
+    from polypod.build.declared import declaration
+
+    try:
+        model = declaration(name)
+    except ValueError as error:
+        complain(str(error))
+        raise typer.Exit(FAILED) from None
+    here, home = model.configured(os.environ), Home(read_settings().home / name)
+    own = [
+        Setting(
+            " or ".join(s.env), home.fill(here.setting(s.name)), home.fill(s.default), s.description
+        )
+        for s in model.settings
+    ]
+    named = model.slot_devices(os.environ)
+    devices = [
+        Setting(" or ".join(names), named.get(slot, ""), "", f"The device of slot {slot}.")
+        for slot, names in model.devices.items()
+    ]
+    return own + devices
 
 
 def env_name(name: str) -> str:
