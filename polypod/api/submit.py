@@ -62,29 +62,7 @@ async def continue_job(api: Api, request: Request) -> Response:
     """POST /job/{job_id}/continue: 202 and a new job that inherits from this one."""
     parent = await api.job(request.path_params["job_id"], request)
     api.count_submit(request)
-    model = api.model(parent.model)
-    fields = await read_json(request)
-    until = parameters.take_text(fields, "until")
-    webhook_url = take_webhook(api, fields)
-    resolved = parameters.inherit(model, parent.params, fields)
-    model.plan(resolved, until)
-    await _check_inputs(api, model, parent)
-    submission = Submission(
-        model=parent.model,
-        inputs=parent.inputs,
-        uploads={a.name: a.file for a in parent.assets if a.kind == "input"},
-        params=parameters.draw_seed(resolved),
-        until=until,
-        owner=parent.owner,
-        idempotency_key=idempotency_key(request),
-        request_digest=digest_of(
-            {"parent": parent.id, "params": resolved, "until": until} | _told(webhook_url)
-        ),
-        webhook_url=webhook_url,
-        parent=parent.id,
-        priority=parent.priority,
-    )
-    return accepted(api, await api.submit(request, submission))
+    return accepted(api, await continue_from(api, request, parent, await read_json(request)))
 
 
 @needs(GENERATE)
@@ -95,7 +73,7 @@ async def store_image(api: Api, request: Request) -> Response:
         data = bytes(await read_bytes(request))
         kept = await keep_picture(api, data)
     else:
-        async with read_body(request, _max_text(api)) as body:
+        async with read_body(request, max_text(api)) as body:
             kept = await _only_picture(api, body)
     image_id = new_id()
     files = {CHECKED: kept.file, UPLOADED: kept.upload}
@@ -173,7 +151,7 @@ async def _submit(api: Api, request: Request) -> Job:
     """Read the request, and put its job in line."""
     idempotency_key(request)
     api.count_submit(request)
-    async with read_body(request, _max_text(api)) as body:
+    async with read_body(request, max_text(api)) as body:
         return await submit_body(api, request, body)
 
 
@@ -204,6 +182,33 @@ async def submit_body(api: Api, request: Request, body: Body, priority: int = 0)
             priority=priority,
         ),
     )
+
+
+async def continue_from(api: Api, request: Request, parent: Job, given: Mapping[str, Any]) -> Job:
+    """A new job that inherits from the parent what `given` does not change."""
+    fields = dict(given)
+    model = api.model(parent.model)
+    until = parameters.take_text(fields, "until")
+    webhook_url = take_webhook(api, fields)
+    resolved = parameters.inherit(model, parent.params, fields)
+    model.plan(resolved, until)
+    await _check_inputs(api, model, parent)
+    submission = Submission(
+        model=parent.model,
+        inputs=parent.inputs,
+        uploads={a.name: a.file for a in parent.assets if a.kind == "input"},
+        params=parameters.draw_seed(resolved),
+        until=until,
+        owner=parent.owner,
+        idempotency_key=idempotency_key(request),
+        request_digest=digest_of(
+            {"parent": parent.id, "params": resolved, "until": until} | _told(webhook_url)
+        ),
+        webhook_url=webhook_url,
+        parent=parent.id,
+        priority=parent.priority,
+    )
+    return await api.submit(request, submission)
 
 
 async def _keep_inputs(
@@ -277,5 +282,6 @@ async def _only_picture(api: Api, body: Body) -> Kept:
     return await keep_input(api, None, inputs["image"], sources["image"])
 
 
-def _max_text(api: Api) -> int:
+def max_text(api: Api) -> int:
+    """Characters of the longest form field: a file in base64."""
     return api.settings.max_upload_bytes * 4 // 3 + TEXT_SLACK

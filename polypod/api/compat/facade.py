@@ -31,7 +31,9 @@ class Facade:
     routes: tuple[tuple[str, str, Handler], ...]
     """Method, path and handler, in the words of `polypod.api.app.ROUTES`."""
     claims: Claim = never
-    """Whether a JSON body, sent to an address that we have too, comes from one of its clients."""
+    """Whether a body, sent to an address that we have too, comes from one of its clients."""
+    forms: bool = False
+    """Its clients send forms too; else only JSON is looked at."""
     model: str = ""
     """The model that it serves by default; empty: the one of its own name."""
 

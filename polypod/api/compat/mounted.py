@@ -9,12 +9,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
-from polypod.api.body import media_type, read_bytes, read_json
-from polypod.api.compat import hunyuan, protoscale, sam3d
+from polypod.api.body import media_type, read_body, read_bytes
+from polypod.api.compat import hunyuan, protoscale, sam3d, synchuman
 from polypod.api.compat.facade import Facade
 from polypod.api.endpoint import Api, Handler
+from polypod.api.submit import max_text
 
-FACADES: tuple[Facade, ...] = (sam3d.FACADE, hunyuan.FACADE, protoscale.FACADE)
+FACADES: tuple[Facade, ...] = (
+    sam3d.FACADE,
+    hunyuan.FACADE,
+    protoscale.FACADE,
+    synchuman.FACADE,
+)
 
 Row = tuple[str, str, Handler]
 
@@ -45,15 +51,20 @@ def _shared(ours: Handler, rivals: Sequence[tuple[Facade, Handler]]) -> Handler:
 
     @functools.wraps(ours)
     async def handler(api: Api, request: Request) -> Response:
-        served = [(facade, theirs) for facade, theirs in rivals if facade.serves(api)]
-        if not served or media_type(request) != "application/json":
+        kind = media_type(request)
+        served = [(f, theirs) for f, theirs in rivals if f.serves(api) and _speaks(f, kind)]
+        if not served:
             return await ours(api, request)
         body = bytes(await read_bytes(request))
-        fields = await read_json(_again(request, body))
-        claimed = (theirs for facade, theirs in served if facade.claims(request, fields))
-        return await next(claimed, ours)(api, _again(request, body))
+        async with read_body(_again(request, body), max_text(api)) as read:
+            claimed = [theirs for f, theirs in served if f.claims(request, read.fields)]
+        return await next(iter(claimed), ours)(api, _again(request, body))
 
     return handler
+
+
+def _speaks(facade: Facade, kind: str) -> bool:
+    return kind == "application/json" or (facade.forms and kind == "multipart/form-data")
 
 
 def _again(request: Request, body: bytes) -> Request:

@@ -69,9 +69,10 @@ def run_one(given: SimpleNamespace) -> None:
     )
     folder = Path(given.save_path)
     picture.save(folder / "input.png")
+    shade = picture.convert("L").getpixel((picture.width // 2, picture.height // 2)) % 90
     for number in range(5):
-        view(number, 200).save(folder / f"color_{number}.png")
-        view(number, 100).save(folder / f"normal_{number}.png")
+        view(number, 200, shade).save(folder / f"color_{number}.png")
+        view(number, 100, shade).save(folder / f"normal_{number}.png")
     Image.new("RGB", (10 * SIDE, SIDE)).save(folder / "concat.png")
     cells = np.argwhere(np.ones((3, 6, 2)))
     coords = np.concatenate([np.zeros((len(cells), 1)), cells], axis=1).astype(np.float32)
@@ -80,9 +81,9 @@ def run_one(given: SimpleNamespace) -> None:
         (folder / "voxel.ply").write_text("ply\nformat ascii 1.0\nend_header\n")
 
 
-def view(number: int, bright: int) -> Image.Image:
+def view(number: int, bright: int, shade: int) -> Image.Image:
     """As upstream keeps it: the bright half on the left, mirrored in 2 and 3."""
-    picture = Image.new("RGB", (SIDE, SIDE), (10, 10, 10 + number))
+    picture = Image.new("RGB", (SIDE, SIDE), (shade, 10, 10 + number))
     left = SIDE // 2 if number in (2, 3) else 0
     picture.paste((bright,) * 3, (left, 0, left + SIDE // 2, SIDE))
     return picture
