@@ -29,11 +29,11 @@ def register(app: typer.Typer) -> None:
     """Add them to the command line."""
     for command, example in (
         (image, "polypod image inflate > Dockerfile"),
-        (build, "polypod build sam3d --tag registry.example.com/sam3d:1"),
-        (push, "polypod push sam3d registry.example.com/sam3d:1"),
-        (lock, "polypod lock sam3d"),
-        (setup, "polypod setup sam3d"),
-        (doctor, "polypod doctor sam3d"),
+        (build, "polypod build inflate --tag registry.example.com/inflate:1"),
+        (push, "polypod push inflate registry.example.com/inflate:1"),
+        (lock, "polypod lock inflate"),
+        (setup, "polypod setup inflate"),
+        (doctor, "polypod doctor inflate"),
     ):
         app.command(rich_help_panel=PANEL, epilog=f"Example: [bold]{example}[/bold]")(command)
 
