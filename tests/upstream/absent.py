@@ -64,7 +64,8 @@ def hide(*names: str) -> None:
 
 
 def stand_in_torchvision() -> None:
-    """`crop` and `resize` of tensors, `Compose` and `Resize`; other names are absent."""
+    """`crop` and `resize` of tensors, `Compose`, `Resize`, `Normalize` and `ToTensor`; other names
+    are absent. Import before it what only asks whether torchvision is there."""
     import torch
 
     def crop(image: Any, top: int, left: int, height: int, width: int) -> Any:
@@ -78,7 +79,9 @@ def stand_in_torchvision() -> None:
         shape = [size, size] if isinstance(size, int) else list(size)
         mode = "nearest" if interpolation in (0, "nearest") else str(interpolation)
         smooth = {} if mode == "nearest" else {"antialias": True, "align_corners": False}
-        return torch.nn.functional.interpolate(image[None], shape, mode=mode, **smooth)[0]
+        batch = image if image.dim() == 4 else image[None]
+        made = torch.nn.functional.interpolate(batch, shape, mode=mode, **smooth)
+        return made if image.dim() == 4 else made[0]
 
     class Compose:
         def __init__(self, transforms: Any) -> None:
@@ -96,16 +99,33 @@ def stand_in_torchvision() -> None:
         def __call__(self, image: Any) -> Any:
             return resize(image, *self.how)
 
+    class Normalize:
+        def __init__(self, mean: Any, std: Any, inplace: bool = False) -> None:
+            self.mean, self.std = (torch.tensor(part).reshape(-1, 1, 1) for part in (mean, std))
+
+        def __call__(self, image: Any) -> Any:
+            return (image - self.mean) / self.std
+
+    class ToTensor:
+        def __call__(self, picture: Any) -> Any:
+            """Of an 8-bit picture: (channels, height, width), 0 to 1."""
+            pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+            whole = pixels.reshape(picture.height, picture.width, len(picture.getbands()))
+            return whole.permute(2, 0, 1).to(torch.float32).div(255)
+
     class InterpolationMode:
         NEAREST, BILINEAR, BICUBIC = "nearest", "bilinear", "bicubic"
+        BOX, HAMMING, LANCZOS = "box", "hamming", "lanczos"
 
     functional = AbsentModule("torchvision.transforms.functional")
     vars(functional).update(crop=crop, resize=resize, InterpolationMode=InterpolationMode)
     transforms = AbsentModule("torchvision.transforms")
-    vars(transforms).update(
-        functional=functional, Compose=Compose, Resize=Resize, InterpolationMode=InterpolationMode
-    )
+    made = (Compose, Resize, Normalize, ToTensor, InterpolationMode)
+    vars(transforms).update(functional=functional, **{one.__name__: one for one in made})
     torchvision: Any = AbsentModule("torchvision")
     torchvision.transforms, torchvision.__path__ = transforms, []
     for module in (torchvision, transforms, functional):
+        module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None, is_package=True)
         sys.modules[module.__name__] = module
+    transforms.__path__ = []  # type: ignore[attr-defined]
+    hide("torchvision")  # what is below it
