@@ -38,7 +38,7 @@ def leave_out_unused() -> None:
     It can go when upstream imports them where it uses them.
     """
     for name in ("fuse_cuda", "filter_cuda", "precompute_cuda", "rembg"):
-        if importlib.util.find_spec(name) is None:
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
             empty = types.ModuleType(name)
             empty.remove = None  # of rembg: imported by name
             sys.modules[name] = empty
