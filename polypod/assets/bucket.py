@@ -170,7 +170,7 @@ class Bucket:
                 failures = 1 if at - broke_at >= CHUNK else failures + 1
                 broke_at = at
                 if failures >= self.spec.attempts:
-                    raise explain(error, self.spec) from error
+                    raise explain(error, self.spec.name, self.spec.where) from error
                 log.warning("reading %s broke off at byte %d: %s", key, at, type(error).__name__)
                 time.sleep(min(2**failures * random.random() / 2, LONGEST_PAUSE_S))  # noqa: S311
 
@@ -304,7 +304,7 @@ class Bucket:
         try:
             yield
         except _errors() as error:
-            raise explain(error, self.spec) from error
+            raise explain(error, self.spec.name, self.spec.where) from error
 
     @cached_property
     def _once(self) -> Client:
@@ -336,7 +336,7 @@ class Bucket:
                 config=importlib.import_module("botocore.config").Config(**{**options, **other}),
             )
         except (*_errors(), ValueError) as error:  # ValueError: the endpoint is no URL
-            raise explain(error, spec) from error
+            raise explain(error, spec.name, spec.where) from error
         return cast(Client, client)
 
 

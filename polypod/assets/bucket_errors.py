@@ -5,12 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from polypod.errors import Unavailable
-
-if TYPE_CHECKING:
-    from polypod.assets.bucket import BucketSpec
 
 RETRY_AFTER_S = 30
 
@@ -98,9 +95,9 @@ def error_code(error: BaseException) -> str:
     return str(answer.get("Error", {}).get("Code", ""))
 
 
-def explain(error: BaseException, spec: BucketSpec) -> Unavailable:
+def explain(error: BaseException, bucket: str, where: str) -> Unavailable:
     """The error in words. No key, signature or URL is in them."""
-    who = f"The storage (bucket {spec.name!r} at {spec.where})"
+    who = f"The storage (bucket {bucket!r} at {where})"
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if kinds & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}:
         return Unavailable(f"{who} cannot be asked: there are no credentials for it.", _KEYS)
