@@ -220,10 +220,10 @@ class LocalPods:
         """Starts the process; it waits in `sh` until it is written down. Blocking."""
         before = self._read(spec.id)
         port = before.port if before and _is_free(before.port) else _free_port()
-        key = before.key if before else secrets.token_urlsafe(32)
         data = self._folder / spec.id
         for folder in (self._folder, data):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = before.key if before else self._key_of(spec.id)
         output = self._folder / f"{spec.id}.log"
         with contextlib.suppress(FileNotFoundError):
             output.replace(output.with_suffix(".log.before"))
@@ -310,12 +310,18 @@ class LocalPods:
             log.warning("the record of pod %s cannot be read: %s", pod, error)
             return None
 
+    def _key_of(self, pod: str) -> str:
+        """The key of its last start: finished stages belong to the key that made them."""
+        path = self._folder / f"{pod}.key"
+        with contextlib.suppress(FileNotFoundError):
+            if key := path.read_text():
+                return key
+        key = secrets.token_urlsafe(32)
+        _write_secret(path, key)
+        return key
+
     def _write(self, record: Record) -> Record:
-        path = self._folder / f"{record.id}.json"
-        new = path.with_suffix(".new")
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(asdict(record), file)
-        new.replace(path)
+        _write_secret(self._folder / f"{record.id}.json", json.dumps(asdict(record)))
         return record
 
 
@@ -375,6 +381,13 @@ async def _store_id(record: Record) -> str:
             if (await http.get("/queue")).status_code == 200:
                 return str((await http.get("/health")).json().get("store_id") or "")
     return ""
+
+
+def _write_secret(path: Path, text: str) -> None:
+    new = path.with_suffix(".new")
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    new.replace(path)
 
 
 def _environment(spec: PodSpec, data: Path, port: int, key: str) -> dict[str, str]:

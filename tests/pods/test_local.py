@@ -89,6 +89,14 @@ async def test_a_pods_life(tmp_path, monkeypatch):
     assert all_gone(family)
     assert not list(folder.glob("*.json"))
 
+    # started anew, it has the key to which its finished stages belong
+    pods = LocalPods([SPEC], folder)
+    await pods.start(came.append)
+    await until(lambda: answers(folder))
+    assert record(folder).key == first.key
+    assert stat.S_IMODE((folder / "inflate-1.key").stat().st_mode) == 0o600
+    await pods.stop()
+
 
 async def test_a_pod_that_is_not_wanted_is_ended(tmp_path):
     folder = tmp_path / "pods"
