@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -514,6 +515,48 @@ def test_run_makes_a_model_and_leaves_nothing_running(egg):
     assert json.loads(Path("out/egg_manifest.json").read_text())["model"]
     assert "out/egg.glb" in said and "watertight" in said and "make serve" in said
     assert processes_of(egg) == [] and names("tmp") == []
+
+
+def run_kept(*arguments: str) -> tuple[int, str, dict[str, Any]]:
+    """Exit status, what was said on stderr, and the manifest, of a run whose jobs are kept."""
+    running = child("run", *arguments, "--data", "kept")
+    _, complaint = running.communicate(timeout=120)
+    name = Path("out") / f"{Path(arguments[0]).stem}_manifest.json"
+    return running.returncode, complaint, json.loads(name.read_text()) if name.exists() else {}
+
+
+def test_run_skips_the_first_stage_where_it_is_kept(egg):
+    assert run_kept("egg.png", "-p", "resolution=64", "-p", "seed=7")[0] == 0
+    status, complaint, told = run_kept("egg.png", "--skip-stage1", "-p", "texture_size=256")
+    assert status == 0 and "Going on from inflate of job" in complaint, complaint
+    kept = {run["stage"]: run["kept"] for run in told["stages"]}
+    assert kept == {"cutout": True, "inflate": True, "texture": False, "export": False}
+    assert (told["parameters"]["resolution"], told["parameters"]["texture_size"]) == (64, 256)
+    assert "again" not in complaint
+
+    status, complaint, _ = run_kept("egg.png", "--skip_stage1", "-p", "resolution=96")
+    assert status == 1 and "inflate of this picture has resolution 64, not 96" in complaint
+
+    Path("other.png").write_bytes(Path("egg.png").read_bytes() + b" ")
+    status, complaint, _ = run_kept("other.png", "--skip-stage1")
+    assert status == 1 and "No earlier job with this picture got as far as inflate" in complaint
+
+    with contextlib.closing(sqlite3.connect("kept/pods/inflate-1/polypod.db")) as pod, pod:
+        pod.execute("DELETE FROM kept_files")
+        pod.execute("DELETE FROM kept_stages")
+    _, complaint, _ = run_kept("egg.png", "--skip-stage1", "-p", "texture_size=512")
+    assert "is gone" in complaint  # cancelled at once, or noted where it was faster
+    assert processes_of(egg) == []
+
+
+def test_run_says_at_once_where_nothing_can_be_kept(egg):
+    for arguments, words in (
+        (["egg.png"], "needs --data"),
+        (["egg.png", "--data", "kept"], "Nothing is kept in kept"),
+        (["http://example.org/egg.png", "--data", "kept"], "name a file"),
+    ):
+        done = CliRunner().invoke(app, ["run", *arguments, "--skip-stage1"])
+        assert done.exit_code == 2 and words in " ".join(done.stderr.split()), done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -137,12 +137,21 @@ def run(
         Path | None,
         typer.Option(help="Keep jobs here; else they go with the service.", show_default=False),
     ] = None,
+    skip_stage1: Annotated[
+        bool,
+        typer.Option(
+            "--skip-stage1",
+            "--skip_stage1",
+            help="Take the first stage from an earlier run with this picture and --data.",
+        ),
+    ] = False,
 ) -> None:
     """Try it: start a service here, turn one photo into a 3D model, stop the service."""
     from polypod.cli.given import parameters
     from polypod.cli.tryout import try_out
 
-    raise typer.Exit(try_out(photo, model, out, parameters(param or [], preset), data))
+    params = parameters(param or [], preset)
+    raise typer.Exit(try_out(photo, model, out, params, data, skip_stage1))
 
 
 @app.command(rich_help_panel="Run a service", epilog="Example: [bold]polypod serve inflate[/bold]")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +17,7 @@ from urllib.parse import urlsplit
 from polypod.cli.given import is_url
 from polypod.cli.output import explain
 from polypod.cli.progress import Display, display
-from polypod.client import ApiError, AsyncClient, ClientError, Event, JobView
+from polypod.client import ApiError, AsyncClient, AsyncJobHandle, ClientError, Event, JobView
 from polypod.client.views import Json
 
 PATIENCE_S = 600.0
@@ -24,6 +26,10 @@ IN_FLIGHT = 100
 """Unfinished jobs at once; more pictures wait here (their ids go into one URL)."""
 GATHER_S = 0.2
 """Jobs accepted within this time join the event connection together."""
+GONE = (
+    "What the earlier job kept of {stage} is gone, or was made by another version of the model.",
+    "Run it without --skip-stage1.",
+)
 VIEWS = tuple(f"view_{number}.png" for number in range(4))
 MANIFEST = "manifest.json"
 
@@ -37,6 +43,10 @@ class Order:
     params: Mapping[str, Any] = field(default_factory=dict[str, Any])
     inputs: Mapping[str, str] = field(default_factory=dict[str, str])
     until: str = ""
+    parent: str = ""
+    """The job to continue, in place of a new one."""
+    kept: str = ""
+    """The parent's stage that must not run again: where it would, the job is cancelled."""
     format: str = ""
     out: Path = Path("out")
     detach: bool = False
@@ -130,20 +140,28 @@ class Batch:
         """Waits for as long as the queue is full."""
         while True:
             try:
-                handle = await self._client.generate(
-                    item.source,
-                    self._order.model or None,
-                    self._order.params,
-                    inputs=self._order.inputs,
-                    until=self._order.until,
-                    idempotency_key=item.key,
-                )
+                handle = await self._send(item)
             except ApiError as error:
                 if error.code != "queue_full":
                     raise
                 await asyncio.sleep(error.retry_after_s or 2)
             else:
                 return handle.view
+
+    async def _send(self, item: Item) -> AsyncJobHandle:
+        order = self._order
+        if order.parent:
+            return await self._client.continue_(
+                order.parent, order.params, until=order.until, idempotency_key=item.key
+            )
+        return await self._client.generate(
+            item.source,
+            order.model or None,
+            order.params,
+            inputs=order.inputs,
+            until=order.until,
+            idempotency_key=item.key,
+        )
 
     def _took(self, item: Item, job: JobView) -> None:
         self._shown.show(item.name, job)
@@ -185,6 +203,9 @@ class Batch:
             return
         item.job = event.job
         self._shown.show(item.name, event.job)
+        if self._order.kept and event.job.stage == self._order.kept and item.error is None:
+            item.error = _gone(self._order.kept)
+            self._saving.add(asyncio.create_task(self._cancel(event.job)))
         if event.job.done:
             del self._running[event.job.id]
             self._ended(item)
@@ -194,12 +215,16 @@ class Batch:
         task = asyncio.create_task(self._save(item))
         self._saving.add(task)
 
+    async def _cancel(self, job: JobView) -> None:
+        with contextlib.suppress(ClientError):
+            await self._client.cancel(job)
+
     async def _save(self, item: Item) -> None:
         assert item.job
-        if item.job.status != "completed":
+        if item.error or item.job.status != "completed":
             error = item.job.error
             what = error.message if error else f"The job was {item.job.status}."
-            self._failed(item, (what, error.hint if error else ""))
+            self._failed(item, item.error or (what, error.hint if error else ""))
             return
         self._shown.say(item.name, "saving")
         try:
@@ -228,6 +253,8 @@ class Batch:
         for name, problem in zip(extras, done, strict=True):
             if isinstance(problem, Exception):
                 item.notes.append(f"no {name}: {' '.join(explain(problem))}")
+        if self._order.kept and not _was_kept(item.files.get(MANIFEST), self._order.kept):
+            item.notes.append(f"{self._order.kept} ran again: {_gone(self._order.kept)[0]}")
 
     async def _save_asset(self, item: Item, job: JobView, name: str) -> None:
         path = self._order.out / f"{item.name}_{name}"
@@ -252,6 +279,15 @@ def unique_names(photos: Iterable[str]) -> list[tuple[str, str]]:
         taken.add(name.casefold())
         named.append((photo, name))
     return named
+
+
+def _gone(stage: str) -> tuple[str, str]:
+    return GONE[0].format(stage=stage), GONE[1]
+
+
+def _was_kept(manifest: Path | None, stage: str) -> bool:
+    told: Json = json.loads(manifest.read_text()) if manifest else {}
+    return all(run["kept"] for run in told.get("stages", ()) if run["stage"] == stage)
 
 
 def _ending(job: JobView) -> str:

@@ -8,6 +8,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from polypod.build.declared import declaration
+from polypod.cli import earlier
 from polypod.cli.batch import Item, Order, make, unique_names
 from polypod.cli.generate import report
 from polypod.cli.given import check_source
 from polypod.cli.output import guarded, is_terminal, result_console, talk_console
 from polypod.cli.server import bento_command, signals_end_us
 from polypod.cli.settings import read_settings
+from polypod.client import Client
 from polypod.command import typed
 from polypod.router.once import running_router
 
@@ -28,16 +31,25 @@ PATIENCE_S = 10.0
 """The router is in this process: if it ends, it does not come back."""
 
 
-def try_out(photo: str, model: str, out: Path, params: Mapping[str, Any], data: Path | None) -> int:
+def try_out(
+    photo: str,
+    model: str,
+    out: Path,
+    params: Mapping[str, Any],
+    data: Path | None,
+    skip_stage1: bool = False,
+) -> int:
     """Exit status of `polypod run`."""
     check_source(photo)
+    if skip_stage1:
+        earlier.check_possible(photo, data)
     bento_command(model)
     order = Order(photos=(photo,), model=model, params=params, out=out)
     item = Item(*unique_names(order.photos)[0])
-    return guarded(lambda: _run(order, item, data))
+    return guarded(lambda: _run(order, item, data, skip_stage1))
 
 
-def _run(order: Order, item: Item, data: Path | None) -> int:
+def _run(order: Order, item: Item, data: Path | None, skip_stage1: bool) -> int:
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="polypod-") as temporary:
         folder = (data or Path(temporary, "data")).absolute()
@@ -45,11 +57,21 @@ def _run(order: Order, item: Item, data: Path | None) -> int:
         log = Path(temporary, "router.log")
         with signals_end_us(), running_router(order.model, settings, log) as router:
             _say_waiting(order.model, router.wait_ready)
+            if skip_stage1:
+                order = _going_on(order, router.url)
             asyncio.run(make(order, [item], router.url, "", PATIENCE_S))
     status = report(order, [item])
     if status == 0:
         _tell_next(item, order, list(declaration(order.model).presets), time.monotonic() - begun)
     return status
+
+
+def _going_on(order: Order, url: str) -> Order:
+    """The same, from where an earlier job with this picture was after its first part."""
+    with Client(url, patience_s=0) as client:
+        found = earlier.find(client, declaration(order.model), order.photos[0], order.params)
+    talk_console().print(f"Going on from {found.stage} of job {found.job}.")
+    return replace(order, parent=found.job, params=found.params, kept=found.stage)
 
 
 def _say_waiting(model: str, wait: Any) -> None:
