@@ -3,6 +3,7 @@ that work; and the rest, which can begin anew from what the first part left."""
 
 from __future__ import annotations
 
+from polypod.jobs.job import Job
 from polypod.model import Model, Stage
 
 
@@ -14,6 +15,12 @@ def first_part(model: Model) -> tuple[Stage, ...]:
     on_gpu = [n for n, stage in enumerate(model.stages) if stage.slot != "cpu"]
     last = on_gpu[0] if on_gpu else min(1, len(model.stages) - 1)
     return model.stages[: last + 1]
+
+
+def has_passed(job: Job, stage: str) -> bool:
+    """A router knows the stages of completed jobs; of others, what their stages have left."""
+    runs = {run.stage for run in job.stages}
+    return stage in runs | {asset.stage for asset in job.assets}
 
 
 def parameters(stages: tuple[Stage, ...]) -> set[str]:

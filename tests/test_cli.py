@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
@@ -25,8 +26,11 @@ from typer.testing import CliRunner
 
 from polypod.cli import app
 from polypod.cli.batch import unique_names
+from polypod.cli.earlier import find
 from polypod.cli.settings import settings_here
+from polypod.client import ClientError, JobView
 from polypod.settings import Settings
+from services.synchuman.model import MODEL as SYNCHUMAN
 
 _spec = importlib.util.spec_from_file_location(
     "small_service", Path(__file__).with_name("small_service.py")
@@ -547,6 +551,36 @@ def test_run_skips_the_first_stage_where_it_is_kept(egg):
     _, complaint, _ = run_kept("egg.png", "--skip-stage1", "-p", "texture_size=512")
     assert "is gone" in complaint  # cancelled at once, or noted where it was faster
     assert processes_of(egg) == []
+
+
+def test_the_newest_fitting_job_is_gone_on_from(here):
+    """Also one that failed after its first part: a router knows that by what it has left."""
+    picture = hashlib.sha256(Path("cat.png").read_bytes()).hexdigest()
+    image = {"name": "image", "kind": "input", "url": "", "sha256": picture}
+    views = {"name": "color_0.png", "kind": "output", "url": "", "stage": "multiview"}
+    names = ["cutout", "multiview", "latent", "texture", "export"]
+    first = SYNCHUMAN.resolve({"stage1_steps": 30, "texture_size": 512})
+
+    class History:
+        def jobs(self, model):
+            for job_id, status, params, assets, left in (
+                ("other picture", "completed", first, [{**image, "sha256": "0" * 64}], []),
+                ("running", "processing", first, [image, views], names[2:]),
+                ("failed before", "failed", first, [image], names),
+                ("failed after", "failed", {**first, "seed": 7}, [image, views], names),
+                ("completed", "completed", first, [image], []),
+            ):
+                raw = {"job_id": job_id, "status": status, "params": params, "assets": assets}
+                yield JobView.parse({**raw, "remaining_stages": left, "model": model})
+
+    found = find(History(), SYNCHUMAN, "cat.png", {"texture_size": 2048, "preset": "ultra"})
+    assert (found.job, found.stage) == ("failed after", "multiview")
+    assert (found.params["seed"], found.params["stage1_steps"]) == (7, 30)
+    assert (found.params["texture_size"], found.params["preset"]) == (2048, "ultra")
+    assert "stage2_steps" not in found.params  # the preset's
+    assert find(History(), SYNCHUMAN, "cat.png", {"seed": 43}).job == "completed"
+    with pytest.raises(ClientError, match="stage1_steps 30, not 50"):
+        find(History(), SYNCHUMAN, "cat.png", {"stage1_steps": 50})
 
 
 def test_run_says_at_once_where_nothing_can_be_kept(egg):

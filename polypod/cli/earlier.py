@@ -53,7 +53,7 @@ def find(client: Client, model: Model, photo: str, asked: Mapping[str, Any]) -> 
     wanted = {name: value for name, value in asked.items() if name in named}
     nearest: Mapping[str, Any] | None = None
     for job in client.jobs(model=model.name):
-        if _picture(job) != digest or not job.done or stage in job.remaining_stages:
+        if _picture(job) != digest or not _has_passed(job, stage):
             continue
         made = job.raw["params"]
         if wanted.items() <= made.items():
@@ -71,6 +71,12 @@ def find(client: Client, model: Model, photo: str, asked: Mapping[str, Any]) -> 
         f"not {wanted[other]!r}.",
         f"Leave {other} out, or run without --skip-stage1.",
     )
+
+
+def _has_passed(job: JobView, stage: str) -> bool:
+    """Also a job that failed later: of that one a router knows what its stages have left."""
+    left = stage in {asset.stage for asset in job.assets}
+    return job.done and (left or stage not in job.remaining_stages)
 
 
 def _picture(job: JobView) -> str:

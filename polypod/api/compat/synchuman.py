@@ -32,7 +32,7 @@ from polypod.errors import BadRequest, Conflict, NotFound, Problem
 from polypod.jobs.derived import VIEWS
 from polypod.jobs.job import Job
 from polypod.model import Model
-from polypod.parts import first_part
+from polypod.parts import first_part, has_passed
 
 STEPS = {"stage1_steps": (50, 30, 100), "stage2_steps": (25, 15, 40)}
 """Default, least and most of each stage's."""
@@ -199,8 +199,7 @@ async def _reused(api: Api, request: Request, model: Model, told: str) -> Job:
         job = await api.job(found[0] if found else told, request)
     except NotFound:
         raise BadRequest(f"reuse_stage1 not found: {told[:200]}") from None
-    last = first_part(model)[-1].name
-    if job.model != model.name or last not in {run.stage for run in job.stages}:
+    if job.model != model.name or not has_passed(job, first_part(model)[-1].name):
         raise BadRequest(f"reuse_stage1 not found: {told[:200]} has no finished stage 1.")
     return job
 
@@ -209,13 +208,12 @@ def _fallen_back(api: Api, job: Job, asked: Asked) -> str:
     """Why there is only stage 1, where that will do; else raises what became of the job."""
     error = job.error
     words = f"{error.message} {error.hint}".strip() if error else f"Job {job.status}"
-    model, done = api.model(job.model), {run.stage for run in job.stages}
-    first = [stage.name for stage in first_part(model)]
-    if first[-1] in done:
+    first = [stage.name for stage in first_part(api.model(job.model))]
+    if has_passed(job, first[-1]):
         if asked.graceful:
             return f"graceful_fallback: {words}"
         raise _Failed(500, f"Stage2 failed: {words}")
-    if error and error.code == "bad_input" and not done:
+    if error and error.code == "bad_input" and not has_passed(job, first[0]):
         raise _Failed(400, f"Failed to prepare input: {words}")
     raise _Failed(500, f"Stage1 failed: {words}")
 
