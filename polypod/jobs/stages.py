@@ -132,7 +132,7 @@ class StageRunner:
 
     def describe(self) -> dict[str, Any]:
         errors = [
-            explained(error, self._book.models[model].faults)
+            explained(error, self._book.models[model])
             for (model, _), error in self.pool.load_errors.items()
         ]
         return {
@@ -329,7 +329,7 @@ class StageRunner:
         if live and not live.ended:
             live.handed = False
             if why:
-                error = explained(why, live.model.faults)
+                error = explained(why, live.model)
                 live.waits_for = f"Waiting for the model, which does not load: {error.message}"
                 self._book.moved(live)
             self._release(live)
@@ -460,7 +460,7 @@ class StageRunner:
 
 def _with_lighter(error: JobError, live: Live, stage: str) -> JobError:
     """In the declaration's words; out of memory: with what it knows to need less."""
-    error = explained(error, live.model.faults)
+    error = explained(error, live.model)
     lighter = next((s.lighter for s in live.model.stages if s.name == stage), "")
     if error.code != "out_of_memory" or not lighter:
         return error

@@ -278,7 +278,7 @@ async def test_what_is_not_installed_is_told(
     ],
 )
 def test_known_failures_are_told_in_words(said: str, code: str) -> None:
-    error = explained(JobError("upstream_failure", said), MODEL.faults)
+    error = explained(JobError("upstream_failure", said), MODEL)
     assert error.code == code
     assert bool(error.hint) == (code != "upstream_failure")
 

@@ -400,7 +400,7 @@ TOLD_AT_LOAD = [
 def in_words(ran: Ran) -> JobError:
     """As the job would show it."""
     assert ran.error
-    error = explained(ran.error, MODEL.faults)
+    error = explained(ran.error, MODEL)
     lighter = next((s.lighter for s in MODEL.stages if s.name == ran.failed_in), "")
     return replace(error, hint=lighter) if error.code == "out_of_memory" else error
 
@@ -421,7 +421,7 @@ async def test_failures_are_told_in_words(
 
 @pytest.mark.parametrize(("error", "text", "code", "todo"), TOLD_AT_LOAD)
 def test_failures_of_the_load_are_known(error: str, text: str, code: str, todo: str) -> None:
-    told = explained(JobError("load_failed", f"{error}: {text}"), MODEL.faults)
+    told = explained(JobError("load_failed", f"{error}: {text}"), MODEL)
     assert (told.code, todo in told.hint) == (code, True), told
 
 

@@ -260,7 +260,7 @@ async def test_nobody_in_the_picture(tmp_path: Path) -> None:
     async with harnessed(MODEL, home, env) as running:
         ran = await running.run(person(tmp_path), **QUICK)
     assert ran.failed_in == "body" and ran.error
-    told = explained(ran.error, MODEL.faults)
+    told = explained(ran.error, MODEL)
     assert told.code == "bad_input" and "No person" in told.message
 
 
@@ -290,7 +290,7 @@ async def test_what_is_not_installed_is_told(
     async with harnessed(MODEL, home, env) as running:
         ran = await running.run(picture, **QUICK)
     assert ran.failed_in == stage and ran.error and told in ran.error.message, ran.log
-    error = explained(ran.error, MODEL.faults)
+    error = explained(ran.error, MODEL)
     assert error.code == "weights_missing" and "polypod" in error.hint
 
 
@@ -327,7 +327,7 @@ async def test_what_is_not_installed_is_told(
     ],
 )
 def test_known_failures_are_told_in_words(said: str, code: str) -> None:
-    error = explained(JobError("upstream_failure", said), MODEL.faults)
+    error = explained(JobError("upstream_failure", said), MODEL)
     assert error.code == code
     assert bool(error.hint) == (code != "upstream_failure")
 

@@ -285,7 +285,7 @@ TOLD_AT_LOAD = [
 def in_words(ran: Ran) -> JobError:
     """As the job would show it."""
     assert ran.error
-    error = explained(ran.error, MODEL.faults)
+    error = explained(ran.error, MODEL)
     lighter = next((s.lighter for s in MODEL.stages if s.name == ran.failed_in), "")
     return replace(error, hint=lighter) if error.code == "out_of_memory" else error
 
@@ -308,7 +308,7 @@ async def test_failures_are_told_in_words(
 def test_failures_of_the_load_are_known(
     call: str, error: str, text: str, code: str, todo: str
 ) -> None:
-    told = explained(JobError("load_failed", f"{error}: {text}"), MODEL.faults)
+    told = explained(JobError("load_failed", f"{error}: {text}"), MODEL)
     assert (told.code, todo in told.hint) == (code, True), told
 
 
@@ -335,7 +335,7 @@ def test_health_says_in_words_why_it_cannot_load(tmp_path: Path) -> None:
 
 
 def test_a_processor_that_is_too_old_is_told() -> None:
-    error = explained(JobError("worker_died", "killed by SIGILL"), MODEL.faults)
+    error = explained(JobError("worker_died", "killed by SIGILL"), MODEL)
     assert error.code == "host_fault" and "another machine" in error.hint
 
 

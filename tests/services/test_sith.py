@@ -397,7 +397,7 @@ async def test_failures_are_told_in_words(
     ran = await sith.run(person, **FAST)
     standins.lay_fault(upstream, "", "", "")
     assert ran.error and ran.failed_in == stage
-    told = explained(ran.error, MODEL.faults)
+    told = explained(ran.error, MODEL)
     if told.code == "out_of_memory":
         told = replace(told, hint=MODEL.stage(stage).lighter)
     assert (told.code, todo in told.hint) == (code, True), told
@@ -406,7 +406,7 @@ async def test_failures_are_told_in_words(
 
 @pytest.mark.parametrize(("text", "code", "todo"), TOLD_AT_LOAD)
 def test_failures_of_the_load_are_known(text: str, code: str, todo: str) -> None:
-    told = explained(JobError("load_failed", text), MODEL.faults)
+    told = explained(JobError("load_failed", text), MODEL)
     assert (told.code, todo in told.hint) == (code, True), told
 
 
@@ -416,7 +416,7 @@ async def test_a_missing_body_model_is_told_at_load(tmp_path: Path, person: Any)
     async with harnessed(MODEL, tmp_path / "bare", env) as running:
         ran = await running.run(person, **FAST)
     assert ran.failed_in == "fit" and ran.error
-    assert explained(ran.error, MODEL.faults).code == "weights_missing"
+    assert explained(ran.error, MODEL).code == "weights_missing"
 
 
 def test_declaration_holds_together() -> None:
