@@ -167,7 +167,7 @@ def turntable(person, job) -> None:
     turned = person.util.add_root_rotate_to_smplx(vector, frames, device="cpu").numpy()
     stills = {frames * quarter // 4: f"turn_{quarter * 90}.png" for quarter in range(4)}
     drawn = draw(person, job, turned, [front_camera(person)] * frames, (WIDTH, HEIGHT), stills)
-    person.util.save_video(drawn, str(job.outputs / "turntable.mp4"), job.params.fps)
+    write_video(job.outputs / "turntable.mp4", drawn, job.params.fps)
 
 
 def animate(person, job) -> None:
@@ -185,7 +185,7 @@ def animate(person, job) -> None:
         size = [int(n) for n in job.params.motion_size.split("x")]
         views = [front_camera(person)] * len(vectors)
     drawn = draw(person, job, vectors, views, size, {})
-    person.util.save_video(drawn, str(job.outputs / "motion.mp4"), job.params.fps)
+    write_video(job.outputs / "motion.mp4", drawn, job.params.fps)
 
 
 def front_camera(person):
@@ -197,7 +197,7 @@ def front_camera(person):
 
 
 def draw(person, job, vectors: np.ndarray, cameras: list, size, stills: dict):
-    """Yields the frames, (3, height, width) in 0 to 1, one at a time; some also become pictures.
+    """Yields the frames, bytes (height, width, 3), one at a time; some also become pictures.
 
     `gaussian_render` and not `forward_render`, which also looks for neighbours of every pixel.
     """
@@ -210,11 +210,20 @@ def draw(person, job, vectors: np.ndarray, cameras: list, size, stills: dict):
         images, *_ = person.decoder.gaussian_render(
             *attributes, 1, 1, camera, use_scale=True, radius=made.radius
         )
-        image = images[0, 0].clamp(0, 1)  # (height, width, 3); upstream lets bytes overflow
+        image = as_bytes(images[0, 0].cpu().numpy())  # upstream lets bytes overflow
         if number in stills:
-            pixels = as_bytes(image.cpu().numpy())
-            Image.fromarray(pixels).save(job.outputs / stills[number])
-        yield image.permute(2, 0, 1)
+            Image.fromarray(image).save(job.outputs / stills[number])
+        yield image
+
+
+def write_video(path: Path, frames, fps: int) -> None:
+    """As upstream's `save_video` (infer_util.py:461-471), which holds all frames in memory (5 GB
+    for 900 of 1920 x 1080) and puts the index last, so that players wait for the whole file."""
+    import imageio
+
+    with imageio.get_writer(path, fps=fps, output_params=["-movflags", "+faststart"]) as writer:
+        for frame in frames:
+            writer.append_data(frame)
 
 
 def as_bytes(colours: np.ndarray) -> np.ndarray:

@@ -238,7 +238,7 @@ def test_a_vertex_is_the_mean_of_the_gaussians_around_it(tmp_path: Path) -> None
 OPTIONS = [
     ({"hand_offset_limit": 0.05}, "deform_pcd", "value", 0.05),
     ({"turntable_frames": 36}, "add_root_rotate_to_smplx", "frames_num", 36),
-    ({"turntable_frames": 36, "fps": 24}, "save_video", "fps", 24),
+    ({"turntable_frames": 36}, "prepare_camera", "resolution_x", 896),
 ]
 
 
@@ -374,7 +374,8 @@ TOLD = [
      "keyword argument 'antialiasing'", "turntable", "not_installed", "antialiasing"),
     ("gaussian_render", "ValueError", "not enough values to unpack (expected 3, got 2)",
      "turntable", "not_installed", "antialiasing"),
-    ("save_video", "TypeError", "something new", "turntable", "upstream_failure", ""),
+    ("add_root_rotate_to_smplx", "TypeError", "something new", "turntable", "upstream_failure",
+     ""),
 ]  # fmt: skip
 TOLD_AT_LOAD = [
     ("ValueError", "The provided filename sapiens_1b.pt2 does not exist", "weights_missing",

@@ -681,6 +681,24 @@ def test_a_motion_becomes_a_video(
     assert reader.count_frames() == 3
 
 
+def test_our_videos_are_upstreams_frame_by_frame(person: Any, tmp_path: Path) -> None:
+    """With the index first, where its own have it last."""
+    import imageio
+
+    draw = np.random.default_rng(4)
+    frames = [np.kron(draw.integers(0, 255, (8, 6, 3)), np.ones((16, 16, 1))) for _ in range(5)]
+    frames = [frame.astype(np.uint8) for frame in frames]
+    worker.write_video(tmp_path / "ours.mp4", iter(frames), 25)
+    whole = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+    person.util.save_video((whole + 0.1) / 255, str(tmp_path / "theirs.mp4"), 25)
+    readers = [imageio.get_reader(tmp_path / f"{name}.mp4") for name in ("ours", "theirs")]
+    read = [list(reader.iter_data()) for reader in readers]
+    assert len(read[0]) == len(read[1]) == 5
+    assert all((ours == theirs).all() for ours, theirs in zip(*read, strict=True))
+    ours, theirs = ((tmp_path / f"{name}.mp4").read_bytes() for name in ("ours", "theirs"))
+    assert ours.find(b"moov") < ours.find(b"mdat") and theirs.find(b"moov") > theirs.find(b"mdat")
+
+
 def test_no_motion_makes_no_video(person: Any, job: Job) -> None:
     coloured(job, person)
     worker.run("animate", person, job)

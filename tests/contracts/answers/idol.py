@@ -193,14 +193,6 @@ def turned(given: SimpleNamespace) -> Any:
     return torch.tensor(frames)
 
 
-def save_video(given: SimpleNamespace) -> None:
-    """What upstream does to each frame; in place of the video stands what is in it."""
-    frames = [(f.permute(1, 2, 0).cpu().numpy() * 255).astype(np.uint8) for f in given.frames]
-    told = {"frames": len(frames), "shape": frames[0].shape, "fps": given.fps}
-    told |= {"corner": int(frames[-1][0, 0, 0]), "middle": int(frames[-1][99, 99, 0])}
-    Path(given.output_path).write_bytes(b"\0\0\0\x08ftyp" + json.dumps(told).encode())
-
-
 BASES = {"pl.LightningModule": Module, "nn.Module": Module}
 ANSWERS = {
     "instantiate_from_config": instantiate,
@@ -220,5 +212,4 @@ ANSWERS = {
     "construct_camera": camera_vectors,
     "add_root_rotate_to_smplx": turned,
     "get_hand_pose_mean": lambda given: HAND_MEAN,
-    "save_video": save_video,
 }
