@@ -165,8 +165,7 @@ FAULTS = (
     ),
     Fault(
         r"No such file or directory.*(\.npy|\.json|\.ckpt|\.yaml|\.onnx)|is not there\."
-        r"|The provided filename|Unexpected or missing weights|size mismatch for"
-        r"|urlopen error|HTTP Error|Name or service not known",
+        r"|The provided filename|Unexpected or missing weights|size mismatch for",
         "Weights are missing or are others, and a job may not fetch them.",
         f"model.ckpt, the Sapiens encoder and cache_sub2.zip belong together. {DOCTOR}",
         code="weights_missing",
@@ -177,25 +176,6 @@ FAULTS = (
         "It has to be the commit of `polypod image idol`, the one with antialiasing. Build the "
         "image again.",
         code="not_installed",
-    ),
-    Fault(
-        r"No module named|undefined symbol",
-        "A package or a compiled extension of the model is missing.",
-        f"{DOCTOR} pkg_resources comes with setuptools below 81.",
-        code="not_installed",
-    ),
-    Fault(
-        r"No CUDA GPUs are available|Found no NVIDIA driver|not compiled with CUDA",
-        "There is no GPU that CUDA can use.",
-        f"Start the container with `--gpus all`. {DOCTOR}",
-        code="no_gpu",
-    ),
-    Fault(
-        r"no kernel image is available",
-        "The image has no code for this GPU.",
-        "Use one of compute capability 8.0 to 9.0 (A100, A40, RTX 30xx and 40xx, L40S, H100, H200);"
-        " RTX 50xx and B200 are too new for upstream's CUDA 11.8.",
-        code="unsupported_gpu",
     ),
 )
 

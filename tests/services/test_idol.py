@@ -365,7 +365,7 @@ async def test_a_changed_upstream_fails(
 TOLD = [
     # call, error, what upstream says, stage, code, a word of what to do
     ("forward_image_to_uv", "RuntimeError", "CUDA error: no kernel image is available for "
-     "execution on the device", "reconstruct", "unsupported_gpu", "8.0 to 9.0"),
+     "execution on the device", "reconstruct", "unsupported_gpu", "H100"),
     ("_decode_feature", "RuntimeError", "CUDA out of memory. Tried to allocate 3.02 GiB",
      "reconstruct", "out_of_memory", "No preset"),
     ("gaussian_render", "RuntimeError", "CUDA out of memory. Tried to allocate 1 GiB",
@@ -392,7 +392,7 @@ TOLD_AT_LOAD = [
     ("RuntimeError", "size mismatch for neck.mask_token", "weights_missing", "belong together"),
     ("URLError", "<urlopen error [Errno -2] Name or service not known>", "weights_missing",
      "doctor"),
-    ("ModuleNotFoundError", "No module named 'pkg_resources'", "not_installed", "setuptools"),
+    ("ModuleNotFoundError", "No module named 'pkg_resources'", "not_installed", "doctor"),
     ("ModuleNotFoundError", "No module named 'simple_knn'", "not_installed", "doctor"),
     ("RuntimeError", "No CUDA GPUs are available", "no_gpu", "--gpus all"),
 ]  # fmt: skip
