@@ -128,32 +128,16 @@ FAULTS = (
         code="bad_input",
     ),
     Fault(
-        r"is not compiled|No module named|undefined symbol|meshVerticeInpaint"
-        r"|has no attribute 'rasterize'",
-        "A package or a compiled extension of the model is missing.",
+        r"meshVerticeInpaint|has no attribute 'rasterize'",
+        "A compiled extension of the model is missing.",
         DOCTOR,
         code="not_installed",
     ),
     Fault(
-        r"is not there\.|cannot be read|No such file or directory.*\.(ckpt|yaml|pth|onnx)"
-        r"|LocalEntryNotFound|couldn't connect|Network is unreachable|Max retries exceeded"
-        r"|Repo id must",
-        "Weights are missing, and a job may not fetch them.",
+        r"No such file or directory.*\.(ckpt|yaml|pth|onnx)|Repo id must",
+        "Weights are missing.",
         DOCTOR,
         code="weights_missing",
-    ),
-    Fault(
-        r"no kernel image is available|No available kernel",
-        "The image has no code for this GPU.",
-        "Use one of compute capability 8.0 to 9.0 (A100, A40, RTX 30xx and 40xx, L40S, H100, H200);"
-        " RTX 50xx and B200 are too new for upstream's torch.",
-        code="unsupported_gpu",
-    ),
-    Fault(
-        r"No CUDA GPUs are available|Found no NVIDIA driver|not compiled with CUDA",
-        "There is no GPU that CUDA can use.",
-        f"Start the container with `--gpus all`. {DOCTOR}",
-        code="no_gpu",
     ),
 )
 
