@@ -7,7 +7,9 @@ those that the router checked against the pod's own card.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
+from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -81,6 +83,7 @@ async def get_stages(api: Api, request: Request) -> Response:
 async def put_job(api: Api, request: Request) -> Response:
     """PUT /job/{job_id}: run the router's job. Repeating it is harmless: 202 with the job as it is.
 
+    An input that is small may come with its reference, as `content` in base64.
     `stages` may name those that are done, as `get_stages` of another pod tells them.
 
     Raises:
@@ -99,6 +102,7 @@ async def put_job(api: Api, request: Request) -> Response:
         return accepted(api, await api.engine.job(known.id, seen_owner(request)))
     model = api.model(str(body.get("model") or ""))
     inputs = _inputs(model, body.get("inputs"))
+    await _keep_enclosed(api, body["inputs"])
     params = _params(model, body)
     stages = stages_to_keep(model, inputs, params, owner_of(request), _stages(body))
     files = [*inputs.values(), *(ref for stage in stages for ref in stage.files.values())]
@@ -126,6 +130,20 @@ async def put_job(api: Api, request: Request) -> Response:
         )
     )
     return accepted(api, job)
+
+
+async def _keep_enclosed(api: Api, inputs: dict[str, Any]) -> None:
+    """The files whose `content` (base64) came with their references."""
+    for name, ref in inputs.items():
+        if "content" not in ref:
+            continue
+        try:
+            data = b64decode(ref["content"], validate=True)
+        except (TypeError, ValueError):
+            raise BadRequest(f"The content of input {name!r} is no base64.") from None
+        if hashlib.sha256(data).hexdigest() != ref["digest"]:
+            raise BadInput("The bytes that came have another SHA-256.", "Send them again.")
+        await asyncio.to_thread(api.engine.blobs.put_bytes, data, ref["media_type"])
 
 
 def _params(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from base64 import b64encode
 from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,12 +15,15 @@ from starlette.types import Receive, Scope, Send
 
 from polypod.access.keys import READ
 from polypod.api.endpoint import Api, compact, needs, unless_disconnected
+from polypod.assets.storage import BlobStore, path_of
 from polypod.errors import BadInput
 from polypod.jobs.events import Event
 
 COMMENT_INTERVAL_S = 15.0
 """Proxies before rented pods cut what is silent for 100 s."""
 MOST_JOBS = 200
+MOST_ENCLOSED = 1 << 16
+"""Bytes of a file that comes with an event."""
 
 END = ".end"
 """Marks the id of an event after which nothing comes: a browser that reconnects with it is told
@@ -26,7 +32,7 @@ to stop (204)."""
 
 @needs(READ)
 async def job_events(api: Api, request: Request) -> Response:
-    """GET /job/{job_id}/events."""
+    """GET /job/{job_id}/events; with `files=BYTES` what is not larger comes with them."""
     return await _stream(api, request, [request.path_params["job_id"]])
 
 
@@ -49,7 +55,9 @@ async def _stream(api: Api, request: Request, ids: list[str]) -> Response:
     last = request.headers.get("last-event-id") or request.query_params.get("last_event_id", "")
     if last.endswith(END):
         return Response(None, 204)
-    return EventStream(api, ids, last)
+    files = request.query_params.get("files", "")
+    most = min(int(files), MOST_ENCLOSED) if files.isascii() and files.isdecimal() else 0
+    return EventStream(api, ids, last, Enclosing(api.engine.blobs, most))
 
 
 class EventStream(Response):
@@ -57,11 +65,12 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, api: Api, ids: list[str], last_event_id: str) -> None:
+    def __init__(self, api: Api, ids: list[str], last_event_id: str, enclosing: Enclosing) -> None:
         headers = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
         super().__init__(None, 200, headers)
         del self.headers["content-length"]
         self._api, self._ids, self._last_event_id = api, ids, last_event_id
+        self._enclosing = enclosing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
@@ -80,9 +89,43 @@ class EventStream(Response):
                 async for event in events:
                     if event.ends_job:
                         running.discard(event.job_id)
+                    event = await self._enclosing.into(event)
                     await line.write(encode(self._api, event, last=not running))
         finally:
             comments.cancel()
+
+
+class Enclosing:
+    """Puts the small files of one stream into its events, as `content` (base64), each once."""
+
+    def __init__(self, blobs: BlobStore, most_bytes: int) -> None:
+        self._blobs = blobs
+        self._most_bytes = most_bytes
+        self._sent: set[tuple[str, str]] = set()
+
+    async def into(self, event: Event) -> Event:
+        """The event, or one like it with the files that it is the first to tell of."""
+        if not self._most_bytes:
+            return event
+        data = event.data
+        if event.kind == "asset":
+            data = await self._with_content(event.job_id, data)
+        elif "assets" in data:
+            assets = [await self._with_content(event.job_id, each) for each in data["assets"]]
+            data = data | {"assets": assets}
+        return replace(event, data=data)
+
+    async def _with_content(self, job_id: str, asset: dict[str, Any]) -> dict[str, Any]:
+        file = (job_id, asset["sha256"])
+        if asset["kind"] == "input" or asset["size"] > self._most_bytes or file in self._sent:
+            return asset
+        try:
+            path = await path_of(self._blobs, asset["sha256"])
+            content = await asyncio.to_thread(path.read_bytes)
+        except (KeyError, OSError):
+            return asset
+        self._sent.add(file)
+        return asset | {"content": b64encode(content).decode()}
 
 
 class Line:

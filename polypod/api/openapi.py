@@ -11,6 +11,7 @@ from polypod import __version__
 from polypod.api import problems
 from polypod.api.compat import schemas as compat
 from polypod.api.compat.protocol import WAIT_MS, WAIT_RANGE_MS
+from polypod.api.events import MOST_ENCLOSED
 from polypod.api.jobs import DEFAULT_LIMIT, MOST, STATUSES
 from polypod.api.schemas import COMPONENTS, Schema, component_name, request_schemas
 from polypod.model import Model
@@ -42,6 +43,12 @@ _KEY = {"Idempotency-Key": "Repeating a request with the same key makes no secon
 _RANGE = {"Range": "One range of bytes.", "If-None-Match": "An ETag.", "If-Range": "An ETag."}
 _LAST = {"Last-Event-ID": "Goes on after this event; an unknown one is harmless."}
 _LAST_QUERY: Schema = {"type": "string", "description": _LAST["Last-Event-ID"]}
+_ENCLOSED: Schema = {
+    "type": "integer",
+    "maximum": MOST_ENCLOSED,
+    "description": "Files of up to so many bytes come with the first event that tells of them:"
+    " `content` of the asset, base64.",
+}
 _RUNPOD_ERRORS = (400, 404, 429)
 _WAIT: Schema = {
     "type": "integer",
@@ -107,7 +114,7 @@ OPERATIONS = (
         *("GET", "/job/{job_id}/events", "Events", "What happens to a job, as it happens"),
         answers={200: _EVENTS, 204: ""},
         errors=(404, 503),
-        query={"last_event_id": _LAST_QUERY},
+        query={"last_event_id": _LAST_QUERY, "files": _ENCLOSED},
         headers=_LAST,
     ),
     Operation(
@@ -117,6 +124,7 @@ OPERATIONS = (
         query={
             "jobs": {"type": "string", "description": "Job ids, separated by commas."},
             "last_event_id": _LAST_QUERY,
+            "files": _ENCLOSED,
         },
         headers=_LAST,
     ),

@@ -231,7 +231,9 @@ COMPONENTS: dict[str, Schema] = {
             "size": {"type": "integer", "minimum": 0},
             "media_type": TEXT,
             "filename": TEXT,
-        }
+            "content": {"type": "string", "description": "Base64; only of a job's small inputs."},
+        },
+        required=("digest", "size", "media_type", "filename"),
     ),
     "FinishedStages": _object({"stages": FINISHED_STAGES}),
     "Index": _object({"name": TEXT, "version": TEXT, "models": ANY_OBJECT}),

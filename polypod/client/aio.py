@@ -97,12 +97,16 @@ class AsyncClient:
         """A handle of a job and its state now."""
         return AsyncJobHandle(self, await self._run(flows.job(self._context, _id(job))))
 
-    async def events(self, *jobs: JobId, last_event_id: str = "") -> AsyncGenerator[Event]:
+    async def events(
+        self, *jobs: JobId, last_event_id: str = "", files: int = 0
+    ) -> AsyncGenerator[Event]:
         """What happens to the jobs until all have ended, over one connection.
+
+        Files of up to `files` bytes (64 KiB at most) come with the events that tell of them.
 
         Whoever leaves early closes it with `contextlib.aclosing`.
         """
-        flow = follow.events(self._context, [_id(job) for job in jobs], last_event_id)
+        flow = follow.events(self._context, [_id(job) for job in jobs], last_event_id, files)
         async with contextlib.aclosing(self._steps(flow, _Outcome())) as steps:
             async for event in steps:
                 yield event

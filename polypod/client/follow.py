@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
+from urllib.parse import urlencode
 
 from polypod.client.calls import Call
 from polypod.client.commands import (
@@ -68,8 +69,12 @@ class States:
         return Event(kind, view, news, event_id)
 
 
-def events(context: Context, jobs: Sequence[str], last_event_id: str = "") -> Flow[None]:
+def events(
+    context: Context, jobs: Sequence[str], last_event_id: str = "", files: int = 0
+) -> Flow[None]:
     """Emits what happens to the jobs until all have ended.
+
+    Files of up to `files` bytes come with the events that tell of them.
 
     A cut connection is resumed after the last event. Where connections open but give nothing (a
     proxy that buffers or cuts them), the jobs are polled instead.
@@ -78,7 +83,7 @@ def events(context: Context, jobs: Sequence[str], last_event_id: str = "") -> Fl
     backoff = Backoff(context.patience_s)
     fruitless = 0
     while states.running and fruitless < 2:
-        call = _call(context, states.running, last_event_id)
+        call = _call(context, states.running, last_event_id, files)
         try:
             if not (yield from _open(context, call)):
                 break
@@ -130,12 +135,15 @@ def _open(context: Context, call: Call) -> Flow[bool]:
         yield from wait_or_raise(backoff, call, reply)
 
 
-def _call(context: Context, jobs: Sequence[str], last_event_id: str) -> Call:
+def _call(context: Context, jobs: Sequence[str], last_event_id: str, files: int) -> Call:
     headers = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
     if last_event_id:
         headers["Last-Event-ID"] = last_event_id
+    query = {"files": str(files)} if files else {}
     if len(jobs) == 1:
         url = context.server.path("job", jobs[0], "events")
     else:
-        url = context.server.path("events") + "?jobs=" + ",".join(jobs)
+        url = context.server.path("events")
+        query["jobs"] = ",".join(jobs)
+    url += f"?{urlencode(query, safe=',')}" if query else ""
     return Call("GET", url, headers, read_timeout_s=context.silence_s)

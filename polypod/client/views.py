@@ -28,6 +28,8 @@ class AssetView:
     media_type: str = ""
     size: int | None = None
     sha256: str = ""
+    content: str = field(default="", repr=False)
+    """Base64 of a small file's bytes, where they were asked for and came with the event."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,7 @@ def _asset(raw: object) -> AssetView:
         media_type=entry.get("media_type") or "",
         size=entry.get("size"),
         sha256=entry.get("sha256") or "",
+        content=entry.get("content") or "",
     )
 
 

@@ -329,8 +329,9 @@ class Engine:
 
     async def keep_stages(self, stages: Sequence[KeptStage]) -> None:
         """Stages that another server has computed; their files are here."""
-        await self.store.keep_stages(stages)
-        self.runner.remember([stage.key for stage in stages])
+        if stages:
+            await self.store.keep_stages(stages)
+            self.runner.remember([stage.key for stage in stages])
 
     # What the service shows
 

@@ -396,7 +396,8 @@ class StageRunner:
         stays = not last and live.worker == (live.model.name, stage.worker_name)
         if stays:
             self._claim(live, live.key_of(live.stage))
-        self._book.gained(live, assets)
+        # told before the commit: a router brings them home meanwhile
+        self._book.gained(live, [*assets, manifest] if manifest and end else assets)
         await asyncio.gather(*saving)
         self._computed(live, key)
         if not last and not stays:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import math
 import time
+from base64 import b64decode
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from polypod.jobs.job import Asset, FileRef, JobError, StageRun
 from polypod.jobs.publish import MANIFEST
 from polypod.jobs.runner import Book
 from polypod.router.endpoint import Endpoint, document, words
-from polypod.router.handover import Refused, hand_over
+from polypod.router.handover import SMALL, Refused, hand_over
 from polypod.router.noted import noted
 from polypod.router.routed import RoutedLive
 
@@ -53,6 +55,8 @@ class Errand:
         self._fetching: dict[str, asyncio.Task[Asset]] = {}
         self._remaining = len(live.plan)
         """How many stages the pod has still to do."""
+        self._runs: list[StageRun] = []
+        """How they went, as the manifest tells."""
 
     async def run(self, *, there: bool) -> None:
         """`there`: the pod has the job already, from before this router's start.
@@ -100,9 +104,9 @@ class Errand:
 
     async def _follow(self, gathering: asyncio.Event) -> None:
         client, live = self._endpoint.client, self._live
-        async for event in client.events(live.job.id):
-            self._tell(event, gathering)
-        view = _checked((await client.job(live.job.id)).view, live)
+        view = JobView(live.job.id, "")
+        async for event in client.events(live.job.id, files=SMALL):
+            view = self._tell(event, gathering)
         if view.status == "completed":
             await self._bring_home(view)
             live.home = True
@@ -115,11 +119,11 @@ class Errand:
         else:
             raise Gone
 
-    def _tell(self, event: Event, gathering: asyncio.Event) -> None:
+    def _tell(self, event: Event, gathering: asyncio.Event) -> JobView:
         live, view = self._live, _checked(event.job, self._live)
         if event.kind == "log":
             self._book.logged(live, str(event.data.get("line", "")))
-            return
+            return view
         if event.kind in ("snapshot", "asset"):
             for asset in view.assets:
                 self._fetch(asset)
@@ -136,6 +140,7 @@ class Errand:
             self._book.progressed(live)
         elif not view.done and event.kind != "asset":
             self._book.moved(live)
+        return view
 
     def _fetch(self, asset: AssetView) -> None:
         names = {MANIFEST, *(name for stage in self._live.model.stages for name in stage.assets)}
@@ -148,10 +153,13 @@ class Errand:
         """Fetch one file, unless it is here."""
         ref = FileRef(view.sha256, view.size or 0, view.media_type, view.name)
         if not await renew_all(self._blobs, [view.sha256]):
-            await self._keep(ref)
+            await (self._keep_small(ref, view.content) if view.content else self._keep(ref))
         asset = Asset(
             view.name, ref, "manifest" if view.kind == "manifest" else "output", view.stage
         )
+        if asset.kind == "manifest":
+            path = await path_of(self._blobs, ref.digest)
+            self._runs = await asyncio.to_thread(_stage_runs, path)
         new = asset.name not in {known.name for known in self._live.assets}
         if asset.kind == "output" and new and not self._live.ended:
             self._live.assets.append(asset)
@@ -169,6 +177,15 @@ class Errand:
             metrics.relayed_in(ref.size)
             commit = partial(writer.commit, ref.media_type, ref.filename)
             await patiently(commit, math.inf, self._wait_for_storage)
+
+    async def _keep_small(self, ref: FileRef, content: str) -> None:
+        """It has come with its event."""
+        data = b64decode(content)
+        if hashlib.sha256(data).hexdigest() != ref.digest:
+            raise ValueError(f"{ref.filename} came with other bytes than announced.")
+        metrics.relayed_in(ref.size)
+        put = partial(self._blobs.put_bytes, data, ref.media_type, ref.filename)
+        await patiently(put, math.inf, self._wait_for_storage)
 
     async def _gather(self, gathering: asyncio.Event) -> None:
         """Whenever told to: bring home what finished stages have left, for another pod."""
@@ -208,8 +225,7 @@ class Errand:
         if missing:
             raise ValueError(f"It says that the job is done, without {', '.join(sorted(missing))}.")
         self._live.assets = [*inputs, *order]
-        path = await path_of(self._blobs, by_name[MANIFEST].file.digest)
-        self._live.runs = await asyncio.to_thread(_stage_runs, path)
+        self._live.runs = self._runs
         for run in self._live.runs:
             metrics.stage_ended(self._live.model.name, run)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,8 @@ from polypod.jobs.stages import FILE_LOST
 from polypod.router.endpoint import Endpoint, document
 
 CHUNK = 1 << 20
+SMALL = 1 << 16
+"""Bytes of a file that comes with what names it, in either direction."""
 TRIES = 5
 ANSWER_S = 5.0
 """How long a job that is no longer wanted waits for the answer to its hand-over."""
@@ -44,9 +47,10 @@ async def hand_over(
     """
     stages = [s for s in finished if await renew_all(blobs, [f.digest for f in s.files.values()])]
     files = [*job.inputs.values(), *(ref for stage in stages for ref in stage.files.values())]
+    small = {ref.digest for ref in job.inputs.values() if ref.size <= SMALL}
     body = {
         "model": job.model,
-        "inputs": {name: asdict(ref) for name, ref in job.inputs.items()},
+        "inputs": {name: await _named(ref, blobs) for name, ref in job.inputs.items()},
         "params": dict(job.params),
         "until": job.until,
         "card": job.card,
@@ -55,7 +59,8 @@ async def hand_over(
     }
     for _ in range(TRIES):
         for ref in files:
-            await _send(endpoint.http, ref, blobs)
+            if ref.digest not in small:
+                await _send(endpoint.http, ref, blobs)
         answer = await _put(endpoint.http, job, body)
         if answer.status_code < 300:
             if document(answer).get("status") not in ("failed", "cancelled"):
@@ -65,7 +70,17 @@ async def hand_over(
         problem = _problem(answer)
         if not (answer.status_code == 409 and "missing" in problem):
             raise _refusal(answer, problem)
+        small.clear()  # an older pod does not look for them in the job
     raise Refused(JobError("refused", "The pod does not keep the inputs."), for_good=False)
+
+
+async def _named(ref: FileRef, blobs: BlobStore) -> dict[str, Any]:
+    """The file's reference; with its `content` where that is small."""
+    if ref.size > SMALL:
+        return asdict(ref)
+    content = await asyncio.to_thread((await _path(ref, blobs)).read_bytes)
+    metrics.relayed_out(ref.size)
+    return asdict(ref) | {"content": b64encode(content).decode()}
 
 
 async def _send(http: httpx.AsyncClient, ref: FileRef, blobs: BlobStore) -> None:
@@ -73,13 +88,17 @@ async def _send(http: httpx.AsyncClient, ref: FileRef, blobs: BlobStore) -> None
     if (await http.head(path)).status_code == 200:
         return
     headers = {"Content-Type": ref.media_type, "Content-Length": str(ref.size)}
-    try:
-        content = _chunks(await path_of(blobs, ref.digest))
-    except KeyError:
-        raise Refused(FILE_LOST, for_good=True) from None
+    content = _chunks(await _path(ref, blobs))
     answer = await http.put(path, content=content, headers=headers)
     answer.raise_for_status()
     metrics.relayed_out(ref.size)
+
+
+async def _path(ref: FileRef, blobs: BlobStore) -> Path:
+    try:
+        return await path_of(blobs, ref.digest)
+    except KeyError:
+        raise Refused(FILE_LOST, for_good=True) from None
 
 
 async def _put(http: httpx.AsyncClient, job: Job, body: dict[str, Any]) -> httpx.Response:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import uuid
 
-from tests.api.serving import until
+from tests.api.serving import make_picture, until
 
 
 def reference(data, name="a.png"):
@@ -44,6 +45,24 @@ def test_a_job_runs_under_the_routers_id_however_often_it_is_put(server, picture
     again = server.client.put(f"/job/{job_id}", json=body(picture, seed=5151)).json()
     assert again["status"] == "completed"
     assert until(lambda: server.client.get("/queue").json()["processing"] == 0)
+
+
+def test_a_small_input_may_come_with_the_job(server):
+    picture = make_picture((41, 31))
+    asked = body(picture, seed=5152)
+    asked["inputs"]["image"]["content"] = base64.b64encode(picture).decode()
+    job_id = uuid.uuid4().hex
+    assert server.client.put(f"/job/{job_id}", json=asked).status_code == 202
+    assert server.ended(job_id)["status"] == "completed"
+    assert server.client.get(f"/job/{job_id}/result/image").content == picture
+    for content, status in (
+        (base64.b64encode(b"other").decode(), 422),
+        ("no base64", 400),
+        (7, 400),
+    ):
+        asked["inputs"]["image"]["content"] = content
+        answer = server.client.put(f"/job/{uuid.uuid4().hex}", json=asked)
+        assert answer.status_code == status, content
 
 
 def test_missing_inputs_are_named(server):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from base64 import b64decode
 from typing import Any
 
 import pytest
@@ -42,6 +43,22 @@ def test_from_the_first_snapshot_to_the_end(server: Server) -> None:
     shares = [e["data"]["progress"] for e in found if "progress" in e["data"]]
     assert shares == sorted(shares)
     assert shares[-1] == 100
+
+
+def test_small_files_come_with_the_events_that_tell_of_them_once(server: Server) -> None:
+    job_id = server.submit(PNG, seconds=0.2, size_bytes=3000)["job_id"]
+    found = read(server, f"/job/{job_id}/events?files=2000")
+    told = [a for e in found for a in (e["data"], *e["data"].get("assets", ())) if "sha256" in a]
+    enclosed = [(a["name"], a["content"]) for a in told if "content" in a]
+    assert sorted(name for name, _ in enclosed) == ["manifest.json", "prepared.json"]
+    for name, content in enclosed:
+        assert b64decode(content) == server.client.get(f"/job/{job_id}/result/{name}").content
+    (snapshot,) = read(server, f"/job/{job_id}/events?files=99999999")
+    large = {a["name"] for a in snapshot["data"]["assets"] if "content" in a}
+    assert large == {"manifest.json", "prepared.json", "model.glb"}, "the inputs are known"
+    for none in ("", "0", "-1", "many"):
+        (snapshot,) = read(server, f"/job/{job_id}/events?files={none}")
+        assert not any("content" in asset for asset in snapshot["data"]["assets"])
 
 
 def test_headers_that_proxies_and_browsers_need(server: Server) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -281,8 +282,12 @@ def test_it_says_itself_that_it_cannot_work(scene):
     scene.first_is_back()
 
 
-def without_assets(body: bytes) -> bytes:
-    return json.dumps(json.loads(body) | {"assets": []}).encode()
+def without_assets(stream: bytes) -> bytes:
+    return re.sub(rb'"assets":\[.*?\]', b'"assets":[]', stream)
+
+
+def with_other_files(stream: bytes) -> bytes:
+    return re.sub(rb'"content":"....', b'"content":"AAAA', stream)
 
 
 def damaged(body: bytes) -> bytes:
@@ -298,20 +303,20 @@ FILES = {
         "endless": b"x" * 65536,
     },
     "no file": {"path": "/blobs/", "answer": answer(b"{}", 500)},
+    "other files in its events": {"path": "/events", "change": with_other_files},
     "a job of another shape": {"path": "/job/", "answer": answer(b'{"status": "fine"}')},
     "no job": {"path": "/job/", "answer": answer(b'{"error": "no such job"}', 404)},
-    "done without a result": {
-        "path": "/job/[0-9a-f]+$",
-        "change": without_assets,
-    },
+    "done without a result": {"path": "/events", "change": without_assets},
 }
 
 
 @pytest.mark.parametrize("fault", FILES)
 def test_it_seems_well_but_what_a_job_made_cannot_be_had(scene, fault):
     """Jobs go elsewhere, and the pod is left alone for longer and longer."""
-    job = scene.job_on_first(seconds=1.5)
+    job = scene.job_on_first(seconds=1.5, size_bytes=200_000)
     scene.network.lie(**FILES[fault])
+    scene.network.set("cut")  # what it asks it asks anew, also for events
+    scene.network.set("open")
     assert scene.done_once(job) == [True, False]
     assert scene.network.told
     scene.network.heal()
