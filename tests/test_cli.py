@@ -103,6 +103,15 @@ def test_a_photo_becomes_its_files(polypod, service):
     assert service.requests("POST", "/models/inflate/generate")
 
 
+def test_a_photo_goes_to_each_of_several_models(polypod, service):
+    args = ("-m", "inflate", "-m", "other", "-m", "inflate")
+    done = polypod("generate", "cat.png", "b/cat.jpg", *args)
+    assert done.exit_code == 0, done.stderr
+    made = {f"{name}_{model}.glb" for name in ("cat", "cat_2") for model in ("inflate", "other")}
+    assert {name for name in names() if name.endswith(".glb")} == made
+    assert len(service.requests("POST", "/models/other/generate")) == 2
+
+
 def test_several_photos_go_over_one_event_connection(polypod, service):
     done = polypod("generate", "cat.png", "b/cat.jpg", "b/../cat.png", "-p", "seconds=1")
     assert done.exit_code == 0, done.stderr

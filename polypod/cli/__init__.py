@@ -83,8 +83,15 @@ def generate(
         list[str], typer.Argument(metavar="PHOTO", help="Files or URLs.", show_default=False)
     ],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="May be left out where one is served.")
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="May be left out where one is served. Given several times, each photo goes to "
+            "each of them.",
+            show_default=False,
+        ),
+    ] = None,
     out: Out = Path("out"),
     preset: Preset = "",
     param: Param = None,
@@ -102,7 +109,8 @@ def generate(
     """Turn photographs into 3D models and save them, each with four views and a manifest.
 
     Saves OUT/NAME.glb, OUT/NAME_view_0.png to _3 (front, right, back, left)
-    and OUT/NAME_manifest.json, where NAME is the photo's.
+    and OUT/NAME_manifest.json, where NAME is the photo's (and the model's,
+    where several are compared).
 
     Ends with 0: all saved; 1: not all; 2: wrong usage; 130: interrupted.
     """
@@ -112,7 +120,7 @@ def generate(
 
     order = Order(
         photos=tuple(photos),
-        model=model,
+        models=tuple(dict.fromkeys(model or [""])),
         params=parameters(param or [], preset),
         inputs=inputs(input or []),
         until=until,

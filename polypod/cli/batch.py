@@ -39,7 +39,8 @@ class Order:
     """What is wanted."""
 
     photos: tuple[str, ...]
-    model: str = ""
+    models: tuple[str, ...] = ("",)
+    """Each photo goes to each of them; empty: the only one that is served."""
     params: Mapping[str, Any] = field(default_factory=dict[str, Any])
     inputs: Mapping[str, str] = field(default_factory=dict[str, str])
     until: str = ""
@@ -59,6 +60,7 @@ class Item:
 
     source: str
     name: str
+    model: str = ""
     job: JobView | None = None
     files: dict[str, Path] = field(default_factory=dict[str, Path])
     """Paths by what they are: `result`, or the asset's name."""
@@ -156,7 +158,7 @@ class Batch:
             )
         return await self._client.generate(
             item.source,
-            order.model or None,
+            item.model or None,
             order.params,
             inputs=order.inputs,
             until=order.until,
@@ -263,6 +265,16 @@ class Batch:
     def _failed(self, item: Item, error: tuple[str, str]) -> None:
         item.error = error
         self._shown.say(item.name, "failed")
+
+
+def items_of(order: Order) -> list[Item]:
+    """One for each photo and model; with several models their names are in the files'."""
+    several = len(order.models) > 1
+    return [
+        Item(photo, f"{name}_{model}" if several else name, model)
+        for photo, name in unique_names(order.photos)
+        for model in order.models
+    ]
 
 
 def unique_names(photos: Iterable[str]) -> list[tuple[str, str]]:

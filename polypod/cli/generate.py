@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 from rich.markup import escape
 
-from polypod.cli.batch import Item, Order, make, unique_names
+from polypod.cli.batch import Item, Order, items_of, make
 from polypod.cli.given import check_source
 from polypod.cli.output import (
     FAILED,
@@ -31,8 +31,7 @@ def run_order(order: Order, url: str, api_key: str) -> int:
     """Exit status of `polypod generate`."""
     for photo in order.photos:
         check_source(photo)
-    items = [Item(photo, name) for photo, name in unique_names(order.photos)]
-    return guarded(lambda: _run(order, items, url, api_key), as_json=order.as_json)
+    return guarded(lambda: _run(order, items_of(order), url, api_key), as_json=order.as_json)
 
 
 def run_download(order: Order, job_id: str, asset: str, url: str, api_key: str) -> int:

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from polypod.build.declared import declaration
 from polypod.cli import earlier
-from polypod.cli.batch import Item, Order, make, unique_names
+from polypod.cli.batch import Item, Order, items_of, make
 from polypod.cli.generate import report
 from polypod.cli.given import check_source
 from polypod.cli.output import guarded, is_terminal, result_console, talk_console
@@ -44,9 +44,8 @@ def try_out(
     if skip_stage1:
         earlier.check_possible(photo, data)
     bento_command(model)
-    order = Order(photos=(photo,), model=model, params=params, out=out)
-    item = Item(*unique_names(order.photos)[0])
-    return guarded(lambda: _run(order, item, data, skip_stage1))
+    order = Order(photos=(photo,), models=(model,), params=params, out=out)
+    return guarded(lambda: _run(order, items_of(order)[0], data, skip_stage1))
 
 
 def _run(order: Order, item: Item, data: Path | None, skip_stage1: bool) -> int:
@@ -55,21 +54,21 @@ def _run(order: Order, item: Item, data: Path | None, skip_stage1: bool) -> int:
         folder = (data or Path(temporary, "data")).absolute()
         settings = read_settings().model_copy(update={"data": folder})
         log = Path(temporary, "router.log")
-        with signals_end_us(), running_router(order.model, settings, log) as router:
-            _say_waiting(order.model, router.wait_ready)
+        with signals_end_us(), running_router(item.model, settings, log) as router:
+            _say_waiting(item.model, router.wait_ready)
             if skip_stage1:
                 order = _going_on(order, router.url)
             asyncio.run(make(order, [item], router.url, "", PATIENCE_S))
     status = report(order, [item])
     if status == 0:
-        _tell_next(item, order, list(declaration(order.model).presets), time.monotonic() - begun)
+        _tell_next(item, order, list(declaration(item.model).presets), time.monotonic() - begun)
     return status
 
 
 def _going_on(order: Order, url: str) -> Order:
     """The same, from where an earlier job with this picture was after its first part."""
     with Client(url, patience_s=0) as client:
-        found = earlier.find(client, declaration(order.model), order.photos[0], order.params)
+        found = earlier.find(client, declaration(order.models[0]), order.photos[0], order.params)
     talk_console().print(f"Going on from {found.stage} of job {found.job}.")
     return replace(order, parent=found.job, params=found.params, kept=found.stage)
 
@@ -102,7 +101,7 @@ def _tell_next(item: Item, order: Order, presets: list[str], seconds: float) -> 
         ),
         (keep, "keep the service at http://127.0.0.1:8000, then:"),
         (typed("generate YOUR_PHOTO.jpg"), "your own pictures, many at once"),
-        (typed(f"models {order.model}"), "what it can be told"),
+        (typed(f"models {item.model}"), "what it can be told"),
     )
     for command, meaning in steps:
         out.print(f"  [bold]{escape(command):44}[/bold] {escape(meaning)}", soft_wrap=True)
