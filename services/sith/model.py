@@ -441,8 +441,9 @@ MODEL = Model(
         "prediction and linear in the file",
         "smplx.obj": "the fitted SMPL-X body, same axes and units as model.glb",
         "smplx.json": "its parameters (axis-angle in radians, 10 shape and 10 expression "
-        "coefficients, male), transl and scale: vertices are (body + transl) * scale; overlap is "
-        "that of body and outline (intersection over union)",
+        "coefficients, male), transl and scale: vertices are (body + transl) * scale, one step of "
+        "the fit later than smplx.obj; overlap is that of body and outline (their intersection "
+        "over their union)",
         "keypoints.json": "OpenPose's JSON in pixels of input.png",
         "normal_front.png": "predicted normals as colours, (n + 1) / 2, seen from the front",
         "normal_back.png": "the same seen from behind; x is that of the front's camera",

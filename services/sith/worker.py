@@ -168,4 +168,9 @@ def fit_body(fit, job) -> None:
     fitted = json.loads((debug / "mesh.json").read_text())
     (job.outputs / "smplx.json").write_text(json.dumps({**fitted, "overlap": round(overlap, 4)}))
     shutil.move(str(folder / "smplx" / "mesh_smplx.obj"), job.outputs / "smplx.obj")
-    shutil.move(str(debug / "mesh_fit.png"), job.outputs / "fit.png")
+    plain, drawn = (
+        np.array(Image.open(path).convert("RGB"))
+        for path in (folder / "images" / "mesh.png", debug / "mesh_fit.png")
+    )
+    drawn[(drawn == plain).all(-1) & ~person] = 255  # upstream draws over what transparency hides
+    Image.fromarray(drawn).save(job.outputs / "fit.png")
