@@ -160,6 +160,10 @@ BUNDLE = (
     "the bundle that the README of PSHuman links (OneDrive), unpacked, once you have registered "
     "and accepted the licence at https://smpl-x.is.tue.mpg.de"
 )
+KNOWN = {  # as several public projects note it; the other files' digests are not told anywhere
+    "HPS/pixie_data/SMPLX_NEUTRAL_2020.npz": "bdf06146e27d92022fe5dadad3b9203373f6879e"
+    "ca8e4d8235359ee3ec6a5a74",
+}
 PIXIE = f"{BUNDLE} and, for PIXIE, at https://pixie.is.tue.mpg.de"
 WEIGHTS = Weights(
     hub=(Hub(REPO, to="pshuman"),),
@@ -183,7 +187,7 @@ WEIGHTS = Weights(
         ),
     ),
     licensed=tuple(
-        Licensed(name, where, to=f"smpl_related/{name}")
+        Licensed(name, where, to=f"smpl_related/{name}", sha256=KNOWN.get(name, ""))
         for where, names in (
             (
                 BUNDLE,
