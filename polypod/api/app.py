@@ -48,6 +48,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/images", submit.store_image),
     ("PUT", "/job/{job_id}", dispatch.put_job),
     ("GET", "/job/{job_id}/stages", dispatch.get_stages),
+    ("POST", "/job/{job_id}/withdraw", dispatch.withdraw),
     ("GET", "/blobs/{sha256}", dispatch.get_blob),
     ("PUT", "/blobs/{sha256}", dispatch.put_blob),
     ("GET", "/jobs", jobs.list_jobs),

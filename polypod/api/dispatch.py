@@ -80,6 +80,19 @@ async def get_stages(api: Api, request: Request) -> Response:
 
 
 @needs(DISPATCH)
+async def withdraw(api: Api, request: Request) -> Response:
+    """POST /job/{job_id}/withdraw: give back a job that waits here.
+
+    Raises:
+        Conflict: it is being worked on, or has ended.
+    """
+    job = await api.job(request.path_params["job_id"], request)
+    if not await api.engine.withdraw(job):
+        raise Conflict("The job is being worked on, or has ended.", "Follow it here.")
+    return JSONResponse({"job_id": job.id, "status": "cancelled"})
+
+
+@needs(DISPATCH)
 async def put_job(api: Api, request: Request) -> Response:
     """PUT /job/{job_id}: run the router's job. Repeating it is harmless: 202 with the job as it is.
 

@@ -159,6 +159,11 @@ OPERATIONS = (
         errors=(404,),
     ),
     Operation(
+        *("POST", "/job/{job_id}/withdraw", "Routers", "Give back a job that waits"),
+        answers={200: "Withdrawn"},
+        errors=(404, 409),
+    ),
+    Operation(
         *("GET", "/blobs/{sha256}", "Routers", "A file by its digest"),
         answers={200: _FILE, 206: _FILE},
         errors=(400, 404, 416),

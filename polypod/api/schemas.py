@@ -236,6 +236,7 @@ COMPONENTS: dict[str, Schema] = {
         required=("digest", "size", "media_type", "filename"),
     ),
     "FinishedStages": _object({"stages": FINISHED_STAGES}),
+    "Withdrawn": _object({"job_id": TEXT, "status": TEXT}),
     "Index": _object({"name": TEXT, "version": TEXT, "models": ANY_OBJECT}),
 }
 

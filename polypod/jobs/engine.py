@@ -301,6 +301,13 @@ class Engine:
             await self._try_to_end(live, _as_ended(live, "cancelled"))
         return await self.job(job.id, None)
 
+    async def withdraw(self, job: Job) -> bool:
+        """Cancel a job that waits, so that another server can do it; whether that was so."""
+        live = self.queue.lives.get(job.id)
+        if live is None or self.runner.works_on(live):
+            return False
+        return (await self.cancel(job)).status == "cancelled"
+
     async def delete(self, job: Job) -> Job | None:
         """Delete a job that has ended (None), or cancel one that has not (the job)."""
         if job.id in self.queue.lives:

@@ -49,6 +49,10 @@ class Runner(Protocol):
         """Raises BadInput for a job that nothing here could do, Unavailable if none can be now."""
         ...
 
+    def works_on(self, live: Live) -> bool:
+        """Whether anything has begun with what comes next for it, or keeps what was made."""
+        ...
+
     def eta(self, live: Live, ahead: int) -> float | None:
         """Seconds until the job is done, with `ahead` queued jobs before it; None: not known."""
         ...

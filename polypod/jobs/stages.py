@@ -121,6 +121,10 @@ class StageRunner:
         if self._book.settings.needs == "on":
             fits.check(model, params, until, self.pool.capacity_gb)
 
+    def works_on(self, live: Live) -> bool:
+        reserved = {place.reserved for place in self.pool.places()}
+        return live.handed and live.job.id not in reserved
+
     def eta(self, live: Live, ahead: int) -> float | None:
         running = list(self._queue.processing.values())
         lanes = self._book.settings.max_concurrent

@@ -1,7 +1,8 @@
-"""Which job goes to which endpoint: a pure function, one dispatch at a time.
+"""Which job goes to which endpoint: pure functions, one dispatch or move at a time.
 
 Each ready endpoint offers two places: one job that runs and one that waits behind it, so its device
-never waits for us. All other jobs stay in the router's queue, where they can still be moved.
+never waits for us. All other jobs stay in the router's queue. One that waits on an endpoint while
+another endpoint has nothing to do is moved there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 from polypod.jobs.fits import CLASS_SLACK
 
 PLACES = 2
+LEAST_GAIN_S = 2.0
+"""A job that would wait for less than this stays where it is."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,15 @@ class Offer:
 
 
 @dataclass(frozen=True)
+class Held:
+    """A job that waits on an endpoint. `waits_s`: for those before it; None: not known."""
+
+    job: Waiting
+    endpoint: str
+    waits_s: float | None = None
+
+
+@dataclass(frozen=True)
 class Dispatch:
     job: str
     endpoint: str
@@ -77,6 +89,21 @@ def next_dispatch(
                 able, key=lambda o: (o.endpoint in job.avoid, o.jobs, o.free_in_s, o.endpoint)
             )
             return Dispatch(job.job, best.endpoint)
+    return None
+
+
+def next_move(held: Sequence[Held], offers: Sequence[Offer]) -> Dispatch | None:
+    """The next job to take from its endpoint, and the idle one that it goes to; the longest wait
+    first. Asked when nothing waits for the idle ones."""
+    worth_it = [h for h in held if h.waits_s is None or h.waits_s >= LEAST_GAIN_S]
+    for one in sorted(worth_it, key=lambda h: (-(h.waits_s or 0.0), h.job.order)):
+        idle = [
+            offer.endpoint
+            for offer in _of_its_version(one.job, offers)
+            if not offer.jobs and fits(one.job, offer) and offer.endpoint not in one.job.avoid
+        ]
+        if idle:
+            return Dispatch(one.job.job, min(idle))
     return None
 
 

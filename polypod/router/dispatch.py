@@ -23,7 +23,7 @@ from polypod.jobs.live import Live
 from polypod.jobs.runner import Book
 from polypod.model import Model
 from polypod.router.cards import CardModel, model_of
-from polypod.router.choose import Offer, Served, next_dispatch
+from polypod.router.choose import Held, Offer, Served, next_dispatch, next_move
 from polypod.router.endpoint import Endpoint, Known, Watch
 from polypod.router.errand import Broken, Errand, Gone
 from polypod.router.handover import Refused
@@ -300,6 +300,10 @@ class Dispatcher:
         if self._book.settings.needs == "on":
             fits.check(model, params, until, most)
 
+    def works_on(self, live: Live) -> bool:
+        assert isinstance(live, RoutedLive)
+        return bool(live.endpoint)
+
     def eta(self, live: Live, ahead: int) -> float | None:
         assert isinstance(live, RoutedLive)
         return live.told_eta_s if live.endpoint else None
@@ -361,10 +365,56 @@ class Dispatcher:
             waiting = [live.waiting() for live in lives if isinstance(live, RoutedLive)]
             action = next_dispatch(waiting, self._offers(), self._dispatched())
             if action is None:
+                self._level()
                 return
             live = self._live(action.job)
             if live:
                 self._assign(live, self.endpoints[action.endpoint], there=False)
+
+    def _level(self) -> None:
+        """Nothing waits here: an endpoint that is idle gets what waits on another."""
+        move = next_move(list(self._held()), self._offers())
+        live = self._live(move.job) if move else None
+        if live:
+            live.stays = True
+            self._background.run(self._take_back(live, self.endpoints[live.endpoint]))
+
+    def _held(self) -> Iterable[Held]:
+        """Of each endpoint with two jobs the one that is behind."""
+        for endpoint in self.endpoints.values():
+            lives = [live for live in map(self._live, endpoint.jobs) if live]
+            if len(lives) < 2:
+                continue
+            *before, last = sorted(lives, key=lambda live: (not live.runs_there, live.order))
+            if not (last.stays or last.home) and last.errand:
+                waits = [live.told_eta_s for live in before]
+                known = [eta for eta in waits if eta is not None]
+                yield Held(last.waiting(), endpoint.id, sum(known) if known else None)
+
+    async def _take_back(self, live: RoutedLive, endpoint: Endpoint) -> None:
+        """Have it here again, unless its endpoint has begun to work on it."""
+        assert live.errand
+        live.errand.cancel()
+        await asyncio.wait([live.errand])
+        taken = False
+        if still_there := self._acts and self._is_at(live, endpoint):
+            try:
+                answer = await endpoint.http.post(f"/job/{live.job.id}/withdraw")
+                taken = answer.status_code == 200
+            except Exception as error:  # whatever it answers
+                log.info("job %s stays on %s: %r", live.job.id, endpoint.id, error)
+            still_there = self._acts and self._is_at(live, endpoint)
+        if not still_there:
+            return
+        if taken:
+            endpoint.jobs.discard(live.job.id)
+            self._back_in_line(live)
+            await self._end_there(endpoint, live.job.id, ended=True)
+        else:
+            self._assign(live, endpoint, there=True)
+
+    def _is_at(self, live: RoutedLive, endpoint: Endpoint) -> bool:
+        return not live.ended and live.endpoint == endpoint.id and live.job.id in endpoint.jobs
 
     def _offers(self) -> list[Offer]:
         return [

@@ -24,6 +24,8 @@ class RoutedLive(Live):
     told_eta_s: float | None = None
     runs_there: bool = False
     """Its endpoint has begun with it."""
+    stays: bool = False
+    """It is not to be moved: its endpoint works on it, or is being asked."""
     home: bool = False
     """All that it made is here: it only has to be told so."""
     gone: int = 0
@@ -76,6 +78,6 @@ class RoutedLive(Live):
     def back_in_line(self) -> None:
         """Forget what the lost pod told."""
         self.endpoint, self.errand, self.handed = "", None, False
-        self.at, self.message, self.runs_there = "", "", False
+        self.at, self.message, self.runs_there, self.stays = "", "", False, False
         self.told_progress, self.told_eta_s = 0.0, None
         self.assets = [a for a in self.assets if a.kind == "input"]

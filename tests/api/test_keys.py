@@ -46,6 +46,7 @@ TABLE = {
     ("DELETE", "/job/{job_id}"): GENERATE,
     ("PUT", "/job/{job_id}"): DISPATCH,
     ("GET", "/job/{job_id}/stages"): DISPATCH,
+    ("POST", "/job/{job_id}/withdraw"): DISPATCH,
     ("GET", "/blobs/{sha256}"): DISPATCH,
     ("PUT", "/blobs/{sha256}"): DISPATCH,
     ("GET", "/audit"): ADMIN,

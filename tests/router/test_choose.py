@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from polypod.router.choose import Dispatch, Offer, Served, Waiting, next_dispatch
+from polypod.router.choose import (
+    Dispatch,
+    Held,
+    Offer,
+    Served,
+    Waiting,
+    next_dispatch,
+    next_move,
+)
 
 
 def job(name, model="m", owner="a", priority=0, card="v1", avoid=()):
@@ -107,3 +115,52 @@ CASES = {
 def test_next_dispatch(case):
     waiting, offers, dispatched, expected = CASES[case]
     assert next_dispatch(waiting, offers, dispatched) == expected
+
+
+BUSY = offer("e1", jobs=2)
+MOVES = {
+    "nothing waits behind another": ([], [BUSY, offer("e2")], None),
+    "to the idle endpoint": (
+        [Held(job("j1"), "e1", 60)],
+        [BUSY, offer("e2")],
+        Dispatch("j1", "e2"),
+    ),
+    "not to one that works": ([Held(job("j1"), "e1", 60)], [BUSY, offer("e2", jobs=1)], None),
+    "not for a moment": ([Held(job("j1"), "e1", 0.5)], [BUSY, offer("e2")], None),
+    "where nobody knows how long": (
+        [Held(job("j1"), "e1")],
+        [BUSY, offer("e2")],
+        Dispatch("j1", "e2"),
+    ),
+    "the longest wait first": (
+        [Held(job("j1"), "e1", 20), Held(job("j2"), "e3", 60)],
+        [BUSY, offer("e2"), offer("e3", jobs=2)],
+        Dispatch("j2", "e2"),
+    ),
+    "the older of equals": (
+        [Held(job("j2"), "e1", 60), Held(job("j1"), "e3", 60)],
+        [BUSY, offer("e2"), offer("e3", jobs=2)],
+        Dispatch("j1", "e2"),
+    ),
+    "not to another model's": (
+        [Held(job("j1"), "e1", 60)],
+        [BUSY, offer("e2", models=("other",))],
+        None,
+    ),
+    "not to another version": (
+        [Held(job("j1", card="v1"), "e1", 60)],
+        [BUSY, offer("e2", version=2)],
+        None,
+    ),
+    "not where it was lost": (
+        [Held(job("j1", avoid=["e2"]), "e1", 60)],
+        [BUSY, offer("e2")],
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MOVES)
+def test_next_move(case):
+    held, offers, expected = MOVES[case]
+    assert next_move(held, offers) == expected

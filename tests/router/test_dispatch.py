@@ -165,3 +165,24 @@ def test_endpoints_are_registered_and_drained(tmp_path):
         assert answer.status_code == 409
         assert router.client.post("/endpoints", json={"url": "ftp://x"}).status_code == 422
         assert router.client.delete("/endpoints/nobody").status_code == 404
+
+
+def test_what_waits_behind_another_goes_to_an_endpoint_that_has_nothing_to_do(tmp_path):
+    """Its preparing, which ran ahead, is not done again; the pod that it leaves keeps nothing."""
+    with fleet(tmp_path, pods=2) as (router, first, second):
+        at = f"/endpoints/{'pod1'}"
+        assert router.client.delete(at).status_code in (200, 202, 204)
+        until(lambda: "pod1" not in router.endpoints())
+        long, waiting = (router.submit(PICTURE, seconds=30, steps=60)["job_id"] for _ in range(2))
+        until(lambda: set(router.endpoints()["pod0"]["jobs"]) == {long, waiting})
+        until(lambda: "prepare" in router.engine.queue.lives[waiting].finished)
+        answer = router.client.post("/endpoints", json={"id": "again", "url": second.url})
+        assert answer.status_code < 300, answer.text
+        until(lambda: router.endpoints()["again"]["jobs"] == [waiting])
+        until(lambda: router.job(waiting)["stage"] == "work")
+        until(lambda: first.client.get(f"/job/{waiting}").status_code == 404)
+        assert router.endpoints()["pod0"]["jobs"] == [long], "what is worked on stays"
+        kept = second.engine.queue.lives[waiting].runs
+        assert [(run.stage, run.kept) for run in kept] == [("prepare", True)]
+        for job in (long, waiting):
+            router.client.post(f"/job/{job}/cancel")
