@@ -28,7 +28,7 @@ if not os.environ.get("POLYPOD_UPSTREAM"):
     )
 if missing := [
     name
-    for name in ("torch", "diffusers", "transformers", "pymeshlab", "open3d", "trimesh")
+    for name in ("torch", "diffusers", "transformers", "pymeshlab", "trimesh")
     if importlib.util.find_spec(name) is None
 ]:
     pytest.skip(f"{sys.executable} has no {', '.join(missing)}", allow_module_level=True)
@@ -200,7 +200,8 @@ def run_shape(pipeline: Any, folder: Path, **given: Any) -> trimesh.Trimesh:
     more = {"octree_resolution": GRID, "num_chunks": 5000, "mc_level": 0.0}
     params = {**usual, **more, "remove_floaters": False, **given}
     folder.mkdir(exist_ok=True)
-    job = Job(folder / "shape", {"input.png": cut(folder, photo())}, **params)
+    cut_out(folder, photo()).save(folder / "input.png")
+    job = Job(folder / "shape", {"input.png": folder / "input.png"}, **params)
     worker.shape(pipeline, job)
     return trimesh.load(job.outputs / "shape.glb", force="mesh")
 
