@@ -23,10 +23,22 @@ def checkpoints(folder: Path) -> Path:
     return folder
 
 
-def environment(folder: Path, altered: standins.Contract | None = None) -> dict[str, str]:
-    upstream = standins.build("synchuman", folder / "upstream", altered, PACKAGES)
+def checkout(folder: Path, altered: standins.Contract | None = None) -> Path:
+    """Stand-ins, where upstream's checkout would be."""
+    upstream = standins.build("synchuman", folder, altered, PACKAGES)
     (upstream / PROMPTS).parent.mkdir(parents=True)
     (upstream / PROMPTS).touch()
+    return upstream
+
+
+def install(home: Path) -> Path:
+    """All in the places of `POLYPOD_HOME`; returns the checkout."""
+    checkpoints(home / "synchuman" / "weights" / "SyncHuman" / "ckpts")
+    return checkout(home / "synchuman" / "src" / "SyncHuman")
+
+
+def environment(folder: Path, altered: standins.Contract | None = None) -> dict[str, str]:
+    upstream = checkout(folder / "upstream", altered)
     remover = folder / "weights" / "u2net" / "u2net.onnx"
     remover.parent.mkdir(parents=True)
     remover.touch()

@@ -27,7 +27,7 @@ ALL_VISIBLE, NOTHING_CUT = 0.01, 0.02  # values of fill_holes_max_size, as if th
 def load_dino() -> Any:
     """As both pipelines ask for it."""
     found = torch.hub.load("facebookresearch/dinov2", "dinov2_vitl14_reg", pretrained=True)
-    assert found == ("/src/dinov2", "dinov2_vitl14_reg", {"pretrained": True})
+    assert found == (os.environ["SYNCHUMAN_DINO"], "dinov2_vitl14_reg", {"pretrained": True})
     return found
 
 
