@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import inspect
@@ -21,6 +22,7 @@ import polypod
 from polypod.client import ApiError, Damaged, JobFailed, Unreachable
 from polypod.client.calls import Call, Server
 from polypod.client.commands import Backoff
+from polypod.client.fetch import Arriving
 from polypod.client.sse import EventParser, Message
 from polypod.client.views import JobView, unix_time
 
@@ -442,6 +444,45 @@ def test_an_unwritable_place_is_an_os_error(client, service, tmp_path):
 
 
 # --- addresses and the key ------------------------------------------------------------------------
+
+
+class FullDisk:
+    """A sink that takes `room` bytes."""
+
+    digest = ""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def write(self, chunk: bytes) -> None:
+        self.room -= len(chunk)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def restart(self) -> None:
+        raise AssertionError("nothing was cut")
+
+
+@pytest.mark.parametrize("room", [0, 1_500_000])
+def test_a_sink_that_fails_while_more_comes_ends_the_fetch(service, room):
+    client = Blocking(service.url)
+    try:
+        job = finished(client, size=3_000_000)
+        with pytest.raises(OSError, match="No space"):
+            client.fetch(f"/job/{job}/download", Arriving(FullDisk(room)))
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("size", [999, 1001])
+def test_a_file_of_another_size_than_wanted_is_refused(service, size):
+    client = Blocking(service.url)
+    try:
+        job = finished(client, size=1000)
+        with pytest.raises(Damaged, match=f"1000 bytes instead of {size}"):
+            client.fetch(f"/job/{job}/download", Arriving(FullDisk(9999), size))
+    finally:
+        client.close()
 
 
 def test_a_service_behind_a_path_prefix_with_a_key(connect, tmp_path):

@@ -51,7 +51,7 @@ class Arriving:
     def __init__(self, sink: Sink, size: int | None = None, digest: str = "") -> None:
         self._sink = sink
         self._wanted_size, self._wanted_digest = size, digest
-        self.size = 0
+        self.size = self._furthest = 0
         self.cuts = 0
         """How many it has survived."""
         self.headers: Headers = {}
@@ -74,7 +74,7 @@ class Arriving:
         return reply.status == 206 and bool(start) and int(start[1]) == self.size > 0 and same
 
     def expect(self, reply: Reply) -> None:
-        """Raises ClientError where the bytes would not be those of the file."""
+        """Raises ClientError where what comes is not the file as it is."""
         headers = self.headers = reply.headers
         etag = headers.get("etag", "")
         self._etag = "" if etag.startswith("W/") else etag
@@ -88,14 +88,18 @@ class Arriving:
         if reply.status == 200:
             total = headers.get("content-length", "")
         self._total = int(total) if total.isdecimal() else None
+        if None not in (self._total, self._wanted_size) and self._total != self._wanted_size:
+            raise Damaged(f"The file has {self._total} bytes instead of {self._wanted_size}.")
 
-    def take(self, chunk: bytes) -> None:
-        """Raises Damaged where more comes than there can be."""
+    def take(self, chunk: bytes) -> bool:
+        """Whether that is further than ever. Raises Damaged where more comes than there can be."""
         self._new.append(chunk)
         self._new_size += len(chunk)
         self.size += len(chunk)
         if self._wanted_size is not None and self.size > self._wanted_size:
             raise Damaged("The file is longer than announced.")
+        before, self._furthest = self._furthest, max(self.size, self._furthest)
+        return self._furthest > before
 
     @property
     def is_much(self) -> bool:
@@ -117,13 +121,13 @@ class Arriving:
 
     @property
     def cut_short(self) -> bool:
-        total = self._total if self._wanted_size is None else self._wanted_size
-        return total is not None and self.size < total
+        return self._total is not None and self.size < self._total
 
     def damage(self) -> str:
         """What is wrong with the whole file; nothing if it is as announced."""
-        if self._total is not None and self.size != self._total:
-            return f"{self.size} bytes instead of {self._total}"
+        size = self._total if self._wanted_size is None else self._wanted_size
+        if size is not None and self.size != size:
+            return f"{self.size} bytes instead of {size}"
         told = re.fullmatch(r'"(?:sha256[:-])?([0-9a-f]{64})"', self._announced)
         wanted = self._wanted_digest or (told[1] if told else "")
         if wanted and self._sink.digest != wanted:
@@ -153,8 +157,8 @@ def fetch(context: Context, call: Call, file: Arriving) -> Flow[None]:
                 continue
             file.expect(reply)
             while chunk := cast(bytes, (yield Read())):
-                backoff.succeeded()
-                file.take(chunk)
+                if file.take(chunk):
+                    backoff.succeeded()
                 if file.is_much:
                     yield Meanwhile(file.writing())
             yield Do(file.writing())
