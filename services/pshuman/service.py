@@ -3,4 +3,4 @@
 from polypod.service import service
 from services.pshuman.model import MODEL
 
-PSHuman = service(MODEL)
+Pshuman = service(MODEL)

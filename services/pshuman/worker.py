@@ -36,7 +36,7 @@ class NotInstalled(Exception):
 
 
 def load(worker: str, settings: dict):
-    """What a worker keeps loaded. No two of these are ever in one process, nor in one's memory."""
+    """What a worker keeps loaded; each of the four is a process of its own."""
     if worker == "masks":
         return load_cutter()
     root, device = Path(settings["src"], "PSHuman"), settings["device"]
@@ -115,7 +115,7 @@ def as_bytes(torch, images) -> np.ndarray:
 def arranged(colors: np.ndarray, normals: np.ndarray, frame: np.ndarray) -> dict:
     """As inference.py:144-166 does: the front is the picture itself, the face has its own normals.
 
-    All the right way round: where the person's right is at the left in front, it is so here.
+    What came out mirrored is turned, so that each view is what a camera would see from there.
     """
     made = {}
     for kind, pictures in (("color", colors), ("normal", normals)):
