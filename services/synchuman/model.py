@@ -267,7 +267,8 @@ MODEL = Model(
             "diff-gaussian-rasterization of mip-splatting": "Inria, MPII: non-commercial",
             "DINOv2": "Apache-2.0",
             "u2net (background remover)": "Apache-2.0",
-            "igraph": "GPL-2.0; pymeshfix: GPL-3.0; in the model environment, a process of its own",
+            "igraph": "GPL-2.0; used in the model's own process",
+            "pymeshfix": "GPL-3.0; the same",
         },
     ),
     needs=Needs(

@@ -20,6 +20,7 @@ from polypod.api.compat.synchuman import STEPS, WrongType, read
 from polypod.errors import BadRequest
 from polypod.image import Home, Image
 from polypod.parts import first_part
+from polypod.router.endpoint import Known
 from polypod.settings import Settings
 from services.hunyuan21.model import MODEL as HUNYUAN
 from services.inflate.model import MODEL as INFLATE
@@ -27,6 +28,7 @@ from services.synchuman.model import MODEL
 from tests.api.serving import Server, make_picture, until
 from tests.contracts import standins
 from tests.contracts.synchuman import environment
+from tests.router.test_dispatch import Router
 
 AT = "/compat/synchuman"
 GREYS = itertools.count(20)
@@ -105,6 +107,9 @@ def test_both_stages_with_the_answers_of_both_wrappers(own: Server) -> None:
     assert fetched(own, told["glb"]).content[:4] == b"glTF"
     assert fetched(own, f"{told['stage1_dir']}/normal_4.png").content[:4] == b"\x89PNG"
     assert fetched(own, told["input_raw"]).content[:4] == b"\x89PNG"
+    outputs = fetched(own, f"{told['stage1_dir']}/manifest.json").json()["outputs"]
+    assert outputs["model.glb"]["note"].startswith("glTF axes: +Y up, the person faces +Z")
+    assert outputs["color_2.png"]["note"].startswith("back; 768 square")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +270,35 @@ def test_health_and_info(own: Server) -> None:
     assert set(told["stages"]) == {"stage1", "stage2"} and told["stages"]["stage2"]["available"]
     assert set(told["gpu_info"]) == {"available", "device", "memory_gb"}
     assert "queue" in own.client.get("/health").json()  # ours
+
+
+def test_a_router_answers_as_its_pod_does(own: Server, tmp_path: Path) -> None:
+    """It knows the model by its card alone, and what failed jobs did by what they left."""
+    upstream = own.folder / "upstream"  # type: ignore[attr-defined]
+    router = Router(Settings(data=tmp_path / "router"), [Known("pod", own.url)])
+    try:
+        until(lambda: all(e["state"] == "ready" for e in router.endpoints().values()))
+        told = post(router, picture := person()).json()
+        assert told["mode"] == "Official" and len(told["stage1"]["files"]) == 11
+        assert fetched(router, told["glb"]).content[:4] == b"glTF"
+        before = len(calls(own, "run_model"))
+        again = post(router, stage="stage2", reuse_stage1=told["stage1_dir"], stage2_steps=20)
+        assert again.status_code == 200 and again.json()["stage2_steps"] == 20
+        assert len(calls(own, "run_model")) == before
+        standins.lay_fault(upstream, "to_glb", "RuntimeError", "second")
+        asked = {"graceful_fallback": "true", "stage2_steps": 21}
+        fallen = post(router, picture := person(), **asked)
+        refused = post(router, picture, stage2_steps=21)
+        standins.lay_fault(upstream, "", "", "")
+        assert fallen.status_code == 200 and fallen.json()["stage2"]["status"] == "skipped"
+        assert refused.json()["detail"].startswith("Stage2 failed: RuntimeError: second")
+        reused = post(router, stage="stage2", reuse_stage1=fallen.json()["run_id"])
+        assert reused.status_code == 200 and "glb" in reused.json()
+        empty = post(router, person(empty=True))
+        assert empty.status_code == 400 and "prepare input" in empty.json()["detail"]
+    finally:
+        standins.lay_fault(upstream, "", "", "")
+        router.stop()
 
 
 def test_any_model_can_answer(tmp_path: Path) -> None:
