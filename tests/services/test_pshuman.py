@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +16,13 @@ from PIL import Image
 from polypod.assets import formats
 from polypod.build.dockerfile import dockerfile
 from polypod.errors import BadInput
+from polypod.image import Image as Environment
 from polypod.jobs.faults import explained
 from polypod.jobs.job import JobError
+from polypod.settings import Settings
 from services.pshuman import mends
 from services.pshuman.model import FACE, MAPS, MODEL, SIDES
+from tests.api.serving import Server
 from tests.contracts import standins
 from tests.contracts.harnessed import Harnessed, harnessed
 from tests.contracts.pshuman import prepare
@@ -220,6 +224,36 @@ async def test_another_mesh_reuses_the_views(picture: Any) -> None:
     assert differ == {"mesh"}
     keys = {MODEL.stage_key(MODEL.stage("body"), {}, params, "") for params in (first, again)}
     assert len(keys) == 1
+
+
+def test_views_are_looked_at_first_and_carved_after(tmp_path: Path) -> None:
+    """Through the API: stop after the views, go on, then carve again with other settings."""
+    home = tmp_path / "home" / "pshuman"
+    env = {**MODEL.image.env, **prepare(home)}
+    model = replace(MODEL, image=Environment(env=env))
+    settings = Settings(data=tmp_path / "data", home=tmp_path / "home", doctor="off", needs="off")
+    server = Server(settings, model)
+    try:
+        picture = person(tmp_path)["image"].read_bytes()
+        first = server.done(picture, until="views", num_inference_steps=2)
+        assert {asset["name"] for asset in first["assets"]} >= {*MAPS, *FACE, "input.png"}
+        assert first["remaining_stages"] == ["masks", "body", "mesh", "export"]
+        kept, job = [], first
+        for change in ({"iters": 2}, {"iters": 3, "with_video": False}):
+            answer = server.client.post(f"/job/{job['job_id']}/continue", json=change)
+            job = server.ended(answer.json()["job_id"])
+            assert job["status"] == "completed", job
+            manifest = server.client.get(f"/job/{job['job_id']}/result/manifest.json").json()
+            kept.append([run["stage"] for run in manifest["stages"] if run["kept"]])
+        assert kept[0] == ["cutout", "views"]
+        assert kept[1][:4] == ["cutout", "views", "masks", "body"]
+        assert "mesh" not in kept[1]
+        assert manifest["outputs"]["model.glb"]["note"] == MODEL.notes["model.glb"]
+        assert manifest["model"]["licence"]["commercial"] is False
+    finally:
+        server.stop()
+    calls = standins.calls(home / "src" / "PSHuman")
+    assert sum(row["call"] == PIPELINE for row in calls) == 1
 
 
 async def test_workers_serve_many_jobs(pshuman: Harnessed, tmp_path: Path, calls: Called) -> None:
