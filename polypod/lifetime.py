@@ -138,6 +138,16 @@ def check_address(settings: Settings) -> None:
     )
 
 
+def check_database(settings: Settings) -> None:
+    """Two pods, or a pod and a router, on one database would do each other's jobs."""
+    if settings.database_url.startswith("postgres"):
+        raise Forbidden(
+            "POLYPOD_DATABASE_URL names a PostgreSQL database, which is for routers; a pod would "
+            "take over their jobs.",
+            "Unset it here: a pod keeps its jobs in POLYPOD_DATA, and routers fetch them.",
+        )
+
+
 def _docker_lines(settings: Settings) -> str:
     """How the image is started: with a key, or without one for this machine alone."""
     if not settings.image:

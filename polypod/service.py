@@ -128,6 +128,7 @@ class ModelService(Service[Any]):
                 stack.push_async_callback(asyncio.to_thread, tracing.stop)
                 try:
                     lifetime.check_address(self.settings)
+                    lifetime.check_database(self.settings)
                     await stack.enter_async_context(inner(app))
                 except Exception as error:
                     lifetime.fail(error)

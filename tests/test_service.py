@@ -135,6 +135,14 @@ def test_a_second_server_on_the_same_data_waits_then_refuses(server: Server) -> 
     assert server.http.get("/readyz").status_code == 200
 
 
+def test_a_routers_database_is_not_a_pods(tmp_path: Path) -> None:
+    database = {"POLYPOD_DATABASE_URL": "postgresql://me:hunter2@db/polypod"}
+    with bentoml_serve(tmp_path, ready=False, **database) as server:
+        assert server.process.wait(60) == 1
+        assert "which is for routers" in server.log and "hunter2" not in server.log
+        assert "Traceback" not in server.log
+
+
 def test_it_listens_elsewhere_only_with_keys(tmp_path: Path) -> None:
     with bentoml_serve(tmp_path, INFLATE, "--host", "0.0.0.0", ready=False) as server:
         assert server.process.wait(60) == 1
