@@ -129,7 +129,7 @@ IMAGE = Image(
         ),
         Checkout(
             "https://github.com/facebookresearch/dinov2",
-            "7764ea0f912e53c92e82eb78a2a1631e92725fc8",
+            "b8931f7bf91576930313be2c6d6af376033b35f0",
             patterns=("dinov2", "hubconf.py", "LICENSE"),
         ),
     ),
