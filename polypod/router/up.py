@@ -83,6 +83,7 @@ class _Up:
             beside = Background()
             beside.run(self._tell())
             beside.run(Scaler(self._scaled, dispatcher).run())
+            lifetime.freeze_memory()
             await self._server.serve([listening])
             await beside.stop()
             _say("Stopping: jobs are kept.")
