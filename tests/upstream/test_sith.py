@@ -757,6 +757,21 @@ def test_another_grid_is_another_evaluator(state: Any, fitted: Any, tmp_path: Pa
     reconstruction.take_grid(state, GRID)
 
 
+def test_a_texture_has_the_name_that_the_export_looks_for(
+    state: Any, fitted: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("xatlas")
+    import trimesh
+
+    reconstruction.take_grid(state, 24)
+    rebuilt(state, fitted, tmp_path, grid_size=24, with_texture=True)
+    reconstruction.take_grid(state, GRID)
+    texture = np.asarray(Image.open(tmp_path / "mesh.png").convert("RGB"))
+    assert texture.shape == (1024, 1024, 3) and texture.std() > 1
+    mesh = trimesh.load(tmp_path / "mesh.obj", process=False)
+    assert mesh.visual.uv.shape == (len(mesh.vertices), 2) and 0 <= mesh.visual.uv.min() < 0.1
+
+
 def test_an_empty_surface_fails_as_the_declaration_knows_it(
     state: Any, fitted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
