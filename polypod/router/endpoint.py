@@ -205,7 +205,7 @@ class Watch:
                 endpoint.set_state("lost", "It came back with an empty store.")
             self._went(endpoint)
         if health["status"] != "healthy":
-            self._unwell("; ".join(map(str, health.get("reasons") or ())))
+            self._unwell(health)
             return
         self._unwell_since = None
         if endpoint.takes_jobs and time.time() - endpoint.since > STEADY_S:
@@ -249,15 +249,16 @@ class Watch:
         if now - self._failing_since >= (REFUSED_FOR_S if refused else SILENT_FOR_S):
             self._lose("lost", words(error))
 
-    def _unwell(self, reason: str) -> None:
-        """It answers, and says that it cannot work."""
+    def _unwell(self, health: Mapping[str, Any]) -> None:
+        """It says that it cannot work. While it starts anew its jobs are left to it."""
+        reason = "; ".join(map(str, health.get("reasons") or ()))
         if not self._endpoint.takes_jobs:
             self._endpoint.set_state("starting", reason)
-            return
-        now = time.monotonic()
-        self._unwell_since = self._unwell_since or now
-        if now - self._unwell_since >= UNWELL_FOR_S:
-            self._lose("lost", reason)
+        elif health["status"] == "degraded":
+            now = time.monotonic()
+            self._unwell_since = self._unwell_since or now
+            if now - self._unwell_since >= UNWELL_FOR_S:
+                self._lose("lost", reason)
 
     def _lose(self, state: State, reason: str) -> None:
         self._endpoint.take_out(state, reason)
