@@ -127,6 +127,9 @@ async def put_job(api: Api, request: Request) -> Response:
         )
     until = str(body.get("until") or "")
     model.plan(params, until)
+    parent = str(body.get("parent") or "")
+    if parent and not _JOB_ID.fullmatch(parent):
+        raise BadInput("`parent` is no id of a job.", "Leave it out, or name 32 hex digits.")
     await api.engine.keep_stages(stages)
     job = await api.engine.submit(
         Submission(
@@ -136,6 +139,7 @@ async def put_job(api: Api, request: Request) -> Response:
             uploads=inputs,
             params=params,
             until=until,
+            parent=parent,
             owner=owner_of(request),
             priority=int(body.get("priority") or 0),
             relayed=True,

@@ -220,6 +220,7 @@ COMPONENTS: dict[str, Schema] = {
             },
             "params": ANY_OBJECT,
             "until": TEXT,
+            "parent": TEXT,
             "card": TEXT,
             "priority": {"type": "integer"},
             "stages": FINISHED_STAGES,

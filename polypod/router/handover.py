@@ -53,6 +53,7 @@ async def hand_over(
         "inputs": {name: await _named(ref, blobs) for name, ref in job.inputs.items()},
         "params": dict(job.params),
         "until": job.until,
+        "parent": job.parent,
         "card": job.card,
         "priority": job.priority,
         "stages": [stage.to_json() for stage in stages],

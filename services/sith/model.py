@@ -257,20 +257,6 @@ FAULTS = (
         "another picture.",
         code="no_surface",
     ),
-    Fault(
-        r"no kernel image is available|No available kernel",
-        "The image has no code for this GPU.",
-        "Use one of compute capability 8.0 to 9.0 (A100, A40, RTX 30xx and 40xx, L40S, H100, H200);"
-        " RTX 50xx and B200 are too new for upstream's torch.",
-        code="unsupported_gpu",
-    ),
-    Fault(
-        r"No CUDA GPUs are available|Found no NVIDIA driver|not compiled with CUDA"
-        r"|CUDA driver version is insufficient",
-        "There is no GPU that CUDA can use.",
-        f"Start the container with `--gpus all`. {DOCTOR}",
-        code="no_gpu",
-    ),
 )
 
 BACK_VIEWS = tuple(f"back_{number}.png" for number in range(MOST_VIEWS))

@@ -171,19 +171,6 @@ FAULTS = (
         DOCTOR,
         code="not_installed",
     ),
-    Fault(
-        r"no kernel image is available",
-        "The image has no code for this GPU.",
-        "Use one of compute capability 8.0 to 9.0 (A100, A40, RTX 30xx and 40xx, L40S, H100, H200);"
-        " RTX 50xx and B200 are too new for upstream's torch.",
-        code="unsupported_gpu",
-    ),
-    Fault(
-        r"No CUDA GPUs are available|Found no NVIDIA driver|not compiled with CUDA",
-        "There is no GPU that CUDA can use.",
-        f"Start the container with `--gpus all`. {DOCTOR}",
-        code="no_gpu",
-    ),
 )
 
 MODEL = Model(

@@ -347,6 +347,9 @@ def test_a_killed_worker_costs_one_attempt_and_no_job(tmp_path):
         job = await submit(engine, seconds=1, steps=20)
         waiting = await submit(engine, b"2")
         await running(engine, job)
+        async for event in engine.events.stream([waiting.id], lambda j: snapshot(engine, j)):
+            if "prepared.json" in str(event.data):  # what prepared it is killed as well
+                break
         for path in (tmp_path / "data" / "workers").glob("*.json"):
             os.kill(int(path.stem), signal.SIGKILL)
         job, waiting = await ended(engine, job, waiting)

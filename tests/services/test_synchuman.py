@@ -289,7 +289,7 @@ TOLD = [
      "argument 'encoder_hidden_states'", "not_installed", "doctor"),
     ("preprocess_image", "NameError", "name 'rembg' is not defined", "bad_input", "mask"),
     ("sample_slat", "RuntimeError", "CUDA error: no kernel image is available for execution on the "
-     "device", "unsupported_gpu", "8.0 to 9.0"),
+     "device", "unsupported_gpu", "8.0, 8.6"),
     ("to_glb", "RuntimeError", "CUDA out of memory. Tried to allocate 31.00 GiB", "out_of_memory",
      "texture_size"),
     ("to_glb", "TypeError", "__new__() got an unexpected keyword argument 'kernel_size'",
