@@ -380,16 +380,15 @@ class Dispatcher:
             self._background.run(self._take_back(live, self.endpoints[live.endpoint]))
 
     def _held(self) -> Iterable[Held]:
-        """Of each endpoint with two jobs the one that is behind."""
+        """Of each endpoint with two jobs the one that seems to be behind: the pod knows."""
         for endpoint in self.endpoints.values():
             lives = [live for live in map(self._live, endpoint.jobs) if live]
-            if len(lives) < 2:
-                continue
-            *before, last = sorted(lives, key=lambda live: (not live.runs_there, live.order))
-            if not (last.stays or last.home) and last.errand:
-                waits = [live.told_eta_s for live in before]
+            behind = sorted(lives, key=lambda live: (not live.runs_there, live.order))
+            may_go = [live for live in behind if not (live.stays or live.home) and live.errand]
+            if len(lives) > 1 and may_go:
+                waits = [live.told_eta_s for live in lives if live is not may_go[-1]]
                 known = [eta for eta in waits if eta is not None]
-                yield Held(last.waiting(), endpoint.id, sum(known) if known else None)
+                yield Held(may_go[-1].waiting(), endpoint.id, sum(known) if known else None)
 
     async def _take_back(self, live: RoutedLive, endpoint: Endpoint) -> None:
         """Have it here again, unless its endpoint has begun to work on it."""

@@ -65,6 +65,15 @@ def test_a_job_comes_home_as_if_it_had_run_here(one_pod):
     assert router.client.get(done["download_url"]).content == glb.content
 
 
+def test_a_manifest_names_the_job_that_was_continued(one_pod):
+    router, _ = one_pod
+    first = router.done(PICTURE, size_bytes=10)["job_id"]
+    answer = router.client.post(f"/job/{first}/continue", json={"size_bytes": 20})
+    again = router.ended(answer.json()["job_id"])["job_id"]
+    manifest = router.client.get(f"/job/{again}/result/manifest.json").json()
+    assert manifest["parent"] == first
+
+
 def test_the_card_is_the_pods_own(one_pod):
     router, pod = one_pod
     assert router.client.get("/models").json() == pod.client.get("/models").json()
@@ -170,12 +179,16 @@ def test_endpoints_are_registered_and_drained(tmp_path):
 def test_what_waits_behind_another_goes_to_an_endpoint_that_has_nothing_to_do(tmp_path):
     """Its preparing, which ran ahead, is not done again; the pod that it leaves keeps nothing."""
     with fleet(tmp_path, pods=2) as (router, first, second):
-        at = f"/endpoints/{'pod1'}"
-        assert router.client.delete(at).status_code in (200, 202, 204)
+        assert router.client.delete("/endpoints/pod1").status_code in (200, 202, 204)
         until(lambda: "pod1" not in router.endpoints())
         long, waiting = (router.submit(PICTURE, seconds=30, steps=60)["job_id"] for _ in range(2))
         until(lambda: set(router.endpoints()["pod0"]["jobs"]) == {long, waiting})
-        until(lambda: "prepare" in router.engine.queue.lives[waiting].finished)
+        lives = router.engine.queue.lives
+        until(lambda: all("prepare" in lives[job].finished for job in (long, waiting)))
+        there = first.engine.queue.lives
+        until(lambda: "work" in (there[long].at, there[waiting].at))
+        if there[waiting].at == "work":  # it came to the pod before the other
+            long, waiting = waiting, long
         answer = router.client.post("/endpoints", json={"id": "again", "url": second.url})
         assert answer.status_code < 300, answer.text
         until(lambda: router.endpoints()["again"]["jobs"] == [waiting])
