@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,14 @@ def calls(folder: Path) -> list[dict[str, Any]]:
     """What was called so far, in order: `call` (the qualified name) and `values` by parameter."""
     noted = folder / "calls.jsonl"
     return [json.loads(line) for line in noted.read_text().splitlines()] if noted.exists() else []
+
+
+def calls_from_now(folder: Path) -> Callable[[str], list[dict[str, Any]]]:
+    """What will have been called with, by the end of its qualified name."""
+    before = len(calls(folder))
+    return lambda name: [
+        row["values"] for row in calls(folder)[before:] if row["call"].endswith(name)
+    ]
 
 
 def lay_fault(folder: Path, call: str, error: str, text: str) -> None:

@@ -61,11 +61,7 @@ async def hunyuan(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Har
 @pytest.fixture
 def calls(hunyuan: Harnessed) -> Called:
     """What the current test has called upstream with, by name."""
-    source = hunyuan.folder / "src" / "Hunyuan3D-2.1"
-    before = len(standins.calls(source))
-    return lambda name: [
-        row["values"] for row in standins.calls(source)[before:] if row["call"].endswith(name)
-    ]
+    return standins.calls_from_now(hunyuan.folder / "src" / "Hunyuan3D-2.1")
 
 
 @pytest.fixture

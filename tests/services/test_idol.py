@@ -41,14 +41,7 @@ async def idol(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Harnes
 @pytest.fixture
 def calls(idol: Harnessed) -> Any:
     """What the current test has called upstream with, by name."""
-    upstream = idol.folder / "src" / "IDOL"
-    before = len(standins.calls(upstream))
-
-    def called(name: str) -> list[dict[str, Any]]:
-        made = standins.calls(upstream)[before:]
-        return [row["values"] for row in made if row["call"].endswith(name)]
-
-    return called
+    return standins.calls_from_now(idol.folder / "src" / "IDOL")
 
 
 def standing(path: Path, wide: int = 120, tall: int = 360) -> dict[str, Path]:

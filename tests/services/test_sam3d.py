@@ -38,13 +38,7 @@ async def sam3d(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Harne
 @pytest.fixture
 def calls(sam3d: Harnessed) -> Any:
     """What the current test has called upstream with, by name."""
-    before = len(standins.calls(sam3d.folder / "upstream"))
-
-    def called(name: str) -> list[dict[str, Any]]:
-        made = standins.calls(sam3d.folder / "upstream")[before:]
-        return [row["values"] for row in made if row["call"].endswith(name)]
-
-    return called
+    return standins.calls_from_now(sam3d.folder / "upstream")
 
 
 @pytest.fixture

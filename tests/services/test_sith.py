@@ -43,13 +43,7 @@ async def sith(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Harnes
 @pytest.fixture
 def calls(sith: Harnessed) -> Any:
     """What the current test has called upstream with, by name."""
-    before = len(standins.calls(sith.folder / "upstream"))
-
-    def called(name: str) -> list[dict[str, Any]]:
-        made = standins.calls(sith.folder / "upstream")[before:]
-        return [row["values"] for row in made if row["call"].endswith(name)]
-
-    return called
+    return standins.calls_from_now(sith.folder / "upstream")
 
 
 def figure(size: tuple[int, int], box: tuple[int, int, int, int], colour: str = "#806040") -> Any:

@@ -43,13 +43,7 @@ async def synchuman(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[H
 @pytest.fixture
 def calls(synchuman: Harnessed) -> Any:
     """What the current test has called upstream with, by name."""
-    before = len(standins.calls(synchuman.folder / "upstream"))
-
-    def called(name: str) -> list[dict[str, Any]]:
-        made = standins.calls(synchuman.folder / "upstream")[before:]
-        return [row["values"] for row in made if row["call"].endswith(name)]
-
-    return called
+    return standins.calls_from_now(synchuman.folder / "upstream")
 
 
 @pytest.fixture
