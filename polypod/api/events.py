@@ -56,7 +56,8 @@ async def _stream(api: Api, request: Request, ids: list[str]) -> Response:
     if last.endswith(END):
         return Response(None, 204)
     files = request.query_params.get("files", "")
-    most = min(int(files), MOST_ENCLOSED) if files.isascii() and files.isdecimal() else 0
+    digits = files[:9] if files.isascii() and files.isdecimal() else "0"  # of any number of them
+    most = min(int(digits), MOST_ENCLOSED)
     return EventStream(api, ids, last, Enclosing(api.engine.blobs, most))
 
 
