@@ -22,9 +22,6 @@ U2NET = Url(
 )
 """The weights of the background remover, Apache-2.0 (digest: rembg's own list)."""
 
-OBJECT_RULES = (
-    "One object, whole, at least 16 pixels each way; a transparent background is kept as it is.",
-)
 PERSON_RULES = (
     "One person, standing, from head to feet inside the picture.",
     "At least 128 pixels tall; 768 or more look good. A transparent background is kept as it is.",
