@@ -108,7 +108,8 @@ HEALTH = _object(
         "slots": {"type": "array", "items": ANY_OBJECT},
         "api": {"type": "integer", "description": "Major version of this API."},
         "version": TEXT,
-        "store_id": _or_null(TEXT),
+        "store_id": {**_or_null(TEXT), "description": "Another one with every new data folder."},
+        "instance_id": {**TEXT, "description": "Another one with every start of the process."},
     }
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,7 @@ class Engine:
         self._started = False
         self._stopping = False
         self._started_at = time.time()
+        self._instance_id = uuid.uuid4().hex
 
     async def start(self) -> None:
         """Lock the data folder, open the store, take over unfinished jobs, load the model."""
@@ -373,6 +375,7 @@ class Engine:
             "api": 1,
             "version": __version__,
             "store_id": self.store.store_id if self._started else None,
+            "instance_id": self._instance_id,
             "uptime_s": round(time.time() - self._started_at, 1),
         }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -31,8 +30,6 @@ FIRST_BACKOFF_S = 2.0
 MOST_BACKOFF_S = 30.0
 STEADY_S = 60.0
 """What was ready for so long begins with a short pause again."""
-RESTARTED_S = 3.0
-"""By how much the start of a process may seem to move while it is the same one."""
 NOWHERE = "http://stopped.invalid"
 
 State = Literal["stopped", "starting", "ready", "draining", "lost", "unusable"]
@@ -50,10 +47,6 @@ class Known:
     """What it is to serve; what it serves is told by its cards."""
 
 
-def _new_life() -> str:
-    return uuid.uuid4().hex
-
-
 @dataclass(eq=False)
 class Endpoint:
     known: Known
@@ -66,8 +59,8 @@ class Endpoint:
     untidy: bool = False
     """Jobs may be there that are not to be any more."""
     since: float = field(default_factory=time.time)
-    life: str = field(default_factory=_new_life)
-    """Another one after each restart of what serves it: which pod it is, so to say."""
+    life: str = ""
+    """The process that serves it (`instance_id`): another one after each restart."""
     out_until: float = 0.0
     """It has failed though it seems well, and is left alone until then (monotonic seconds)."""
     failures: int = 0
@@ -126,7 +119,7 @@ class Endpoint:
     def begin_anew(self) -> None:
         """What serves it has been started again."""
         self.set_state("starting")
-        self.health, self.life, self.out_until = {}, _new_life(), 0.0
+        self.health, self.out_until = {}, 0.0
 
     async def close(self) -> None:
         await self.client.aclose()
@@ -172,8 +165,8 @@ class Watch:
         self._unwell_since: float | None = None
         self._pause = EVERY_S
         self._store_id = ""
-        self._begun: float | None = None
-        """When its process began, as far as its uptime tells (monotonic seconds)."""
+        self._read_in = ""
+        """The process whose cards were read last."""
 
     async def run(self) -> None:
         while True:
@@ -197,8 +190,7 @@ class Watch:
         if health["api"] != API_MAJOR:
             self._lose("unusable", f"It speaks protocol {health['api']}, not {API_MAJOR}.")
             return
-        endpoint.health = health
-        restarted = self._has_restarted(health)
+        endpoint.health, endpoint.life = health, str(health.get("instance_id") or "")
         before, self._store_id = self._store_id, endpoint.store_id or self._store_id
         if before and before != self._store_id:
             if endpoint.state != "draining":
@@ -210,19 +202,13 @@ class Watch:
         self._unwell_since = None
         if endpoint.takes_jobs and time.time() - endpoint.since > STEADY_S:
             endpoint.failures = 0
-        if endpoint.state != "draining" and (restarted or not endpoint.takes_jobs):
+        if endpoint.state != "draining" and not (endpoint.takes_jobs and self._knows_its_cards):
             await self._learn()
 
-    def _has_restarted(self, health: Mapping[str, Any]) -> bool:
-        """Also so quickly that nothing was missed; it may then be of another version."""
-        uptime = health.get("uptime_s")
-        if not isinstance(uptime, int | float):
-            return False
-        before, self._begun = self._begun, time.monotonic() - uptime
-        if before is None or self._begun - before < RESTARTED_S:
-            return False
-        self._endpoint.life = _new_life()
-        return True
+    @property
+    def _knows_its_cards(self) -> bool:
+        """It may have restarted so quickly that nothing was missed, and be of another version."""
+        return self._read_in == self._endpoint.life
 
     async def _learn(self) -> None:
         """Read its cards; then it takes jobs."""
@@ -234,7 +220,7 @@ class Watch:
             log.info("the cards of %s cannot be read: %r", endpoint.id, error)
             self._lose("unusable", f"Its cards cannot be read: {words(error)}")
             return
-        endpoint.models = models
+        endpoint.models, self._read_in = models, endpoint.life
         endpoint.set_state("ready")
         self._came(endpoint)
 

@@ -200,6 +200,10 @@ def test_a_pod_comes_back_with_an_empty_store(scene):
 
 
 def test_a_pod_is_replaced_by_a_newer_version(scene):
+    """Within seconds of its own start: the two are of nearly the same age."""
+    scene.pods[0].kill()
+    scene.pods[0].start()
+    scene.first_is_back()
     job = scene.job_on_first(seconds=2)
     scene.pods[0].kill()
     scene.pods[0].start("1.10")
