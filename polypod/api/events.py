@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from polypod.access.keys import READ
 from polypod.api.endpoint import Api, compact, needs, unless_disconnected
-from polypod.assets.storage import BlobStore, path_of
+from polypod.assets.storage import BlobStore, content_of
 from polypod.errors import BadInput
 from polypod.jobs.events import Event
 
@@ -121,8 +121,7 @@ class Enclosing:
         if asset["kind"] == "input" or asset["size"] > self._most_bytes or file in self._sent:
             return asset
         try:
-            path = await path_of(self._blobs, asset["sha256"])
-            content = await asyncio.to_thread(path.read_bytes)
+            content = await content_of(self._blobs, asset["sha256"])
         except (KeyError, OSError):
             return asset
         self._sent.add(file)

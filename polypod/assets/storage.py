@@ -213,6 +213,15 @@ async def path_of(blobs: BlobStore, digest: str) -> Path:
     return blobs.here(digest) or await asyncio.to_thread(blobs.path, digest)
 
 
+async def content_of(blobs: BlobStore, digest: str) -> bytes:
+    """A small file's bytes. KeyError: there is none.
+
+    Without a thread: what was written a moment ago is in memory, and where threads are busy the
+    way there and back takes longer than a millisecond.
+    """
+    return (await path_of(blobs, digest)).read_bytes()
+
+
 async def renew_all(blobs: BlobStore, digests: Iterable[str]) -> bool:
     """Whether all are kept; those that were looked at then count as put now."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from polypod import metrics, tracing
-from polypod.assets.storage import BlobStore, path_of, renew_all
+from polypod.assets.storage import BlobStore, content_of, path_of, renew_all
 from polypod.jobs.finished import FinishedStage
 from polypod.jobs.job import FileRef, Job, JobError
 from polypod.jobs.stages import FILE_LOST
@@ -79,7 +79,10 @@ async def _named(ref: FileRef, blobs: BlobStore) -> dict[str, Any]:
     """The file's reference; with its `content` where that is small."""
     if ref.size > SMALL:
         return asdict(ref)
-    content = await asyncio.to_thread((await _path(ref, blobs)).read_bytes)
+    try:
+        content = await content_of(blobs, ref.digest)
+    except KeyError:
+        raise Refused(FILE_LOST, for_good=True) from None
     metrics.relayed_out(ref.size)
     return asdict(ref) | {"content": b64encode(content).decode()}
 
