@@ -214,6 +214,7 @@ class Engine:
                 self.settings.max_queue_size,
                 webhook_url=submission.webhook_url,
                 most_queued=submission.most_queued,
+                durable=not submission.relayed,
             )
         except Problem as problem:
             metrics.job_refused(job.model, problem.code())
@@ -389,7 +390,8 @@ class Engine:
         """Its first stage has started."""
         live.job = replace(live.job, status="processing", started_at=at)
         self.queue.begin(live)
-        self._background.run(self.store.start(live.job.id, live.job.attempt, at))
+        durable = not live.relayed
+        self._background.run(self.store.start(live.job.id, live.job.attempt, at, durable))
         self._line_moved()
 
     def moved(self, live: Live) -> None:
@@ -434,7 +436,8 @@ class Engine:
                 wait = min(wait * 2, 10)
 
     async def _try_to_end(self, live: Live, job: Job) -> bool:
-        if not await self.store.finish(job, as_owner=self.leads):
+        durable = not live.relayed
+        if not await self.store.finish(job, as_owner=self.leads, durable=durable):
             return False
         self.webhooks.wake()
         metrics.job_ended(job)

@@ -41,7 +41,8 @@ class Live:
     """A worker has it, running or reserved."""
     ended: bool = False
     relayed: bool = False
-    """Its result is shown elsewhere: no previews are made of it here unless they are asked for."""
+    """A router keeps it durably and shows its result: what is written here need not be durable,
+    and no previews are made unless they are asked for."""
     tries: int = 0
     at: str = ""
     """The stage that runs now."""

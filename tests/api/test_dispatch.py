@@ -6,6 +6,7 @@ import base64
 import hashlib
 import uuid
 
+from polypod.jobs.store.writer import Writer
 from tests.api.serving import make_picture, until
 
 
@@ -63,6 +64,24 @@ def test_a_small_input_may_come_with_the_job(server):
         asked["inputs"]["image"]["content"] = content
         answer = server.client.put(f"/job/{uuid.uuid4().hex}", json=asked)
         assert answer.status_code == status, content
+
+
+def test_only_the_routers_jobs_need_not_be_durable(server, picture, monkeypatch):
+    """The router keeps them durably, and gives them again to a pod that has lost them."""
+    asked, hand_over = [], Writer.hand_over
+
+    def seen(writer, work, durable=True):
+        asked.append(durable)
+        return hand_over(writer, work, durable)
+
+    monkeypatch.setattr(Writer, "hand_over", seen)
+    server.done(picture)
+    writes = len(asked)
+    assert writes >= 4 and all(asked), "accepted, begun, stages kept, ended"
+    job_id = uuid.uuid4().hex
+    server.client.put(f"/job/{job_id}", json=body(picture, seed=5153))
+    assert server.ended(job_id)["status"] == "completed"
+    assert len(asked) == 2 * writes and not any(asked[writes:])
 
 
 def test_missing_inputs_are_named(server):

@@ -199,6 +199,21 @@ def test_a_pod_comes_back_with_an_empty_store(scene):
     scene.first_is_back()
 
 
+def test_a_pod_loses_power(scene):
+    """What it had not yet synced of its database is undone; the job is handed over again."""
+    database = [scene.pods[0].folder / f"polypod.db{end}" for end in ("", "-wal")]
+    synced = {path: path.read_bytes() for path in database}
+    job = scene.job_on_first(seconds=2)
+    scene.pods[0].kill()
+    (scene.pods[0].folder / "polypod.db-shm").unlink()
+    for path, content in synced.items():
+        path.write_bytes(content)
+    scene.pods[0].start()
+    assert scene.done_once(job) == [True, False]
+    assert scene.ran(job) == {"prepare": 1, "work": 2}
+    scene.first_is_back()
+
+
 def test_a_pod_is_replaced_by_a_newer_version(scene):
     """Within seconds of its own start: the two are of nearly the same age."""
     scene.pods[0].kill()

@@ -54,6 +54,7 @@ class Store:
     Writes are done even if the caller is cancelled while it waits. `attempt` fences them: one that
     names another attempt than the job's present one changes nothing. Where several routers share
     the database (`routers`), so does the job's owner: what another router owns stays as it is.
+    Jobs that a router keeps durably need not be `durable` here (see `Writer.hand_over`).
     """
 
     store_id: str
@@ -98,6 +99,7 @@ class Store:
         retry_after_s: int = 10,
         most_queued: int | None = None,
         webhook_url: str = "",
+        durable: bool = True,
     ) -> Job:
         """Stores a new job and returns it with its `seq`; its end will be due at `webhook_url`.
 
@@ -125,9 +127,9 @@ class Store:
             self.routers.note(connection, NEW, job.id)
             return replace(job, seq=seq)
 
-        return await self._writer.hand_over(work)
+        return await self._writer.hand_over(work, durable)
 
-    async def start(self, job_id: str, attempt: int, at: float) -> bool:
+    async def start(self, job_id: str, attempt: int, at: float, durable: bool = True) -> bool:
         """queued -> processing. False: the job is not queued, or not in this attempt."""
 
         def work(connection: Connection) -> bool:
@@ -135,7 +137,7 @@ class Store:
             values = self._fence(job_id, attempt) | {"at": at}
             return connection.execute(sql.START_JOB, values).rowcount > 0
 
-        return await self._writer.hand_over(work)
+        return await self._writer.hand_over(work, durable)
 
     async def note_death(self, job_id: str, attempt: int, worker: bool) -> bool:
         """Counts a death of the job's worker, or of the server; False: nothing to count it on."""
@@ -143,7 +145,7 @@ class Store:
         values = self._fence(job_id, attempt)
         return await self._writer.hand_over(lambda c: c.execute(statement, values).rowcount > 0)
 
-    async def finish(self, job: Job, as_owner: bool = True) -> bool:
+    async def finish(self, job: Job, as_owner: bool = True, durable: bool = True) -> bool:
         """Writes the job's end: status, times, error, stages, assets, facts, log.
 
         The job's outputs are then exactly `job.assets`, and its webhook is due. False, and
@@ -166,7 +168,7 @@ class Store:
             deliveries.make_due(connection, seq, job)
             return True
 
-        return await self._writer.hand_over(work)
+        return await self._writer.hand_over(work, durable)
 
     async def take_over(self) -> list[Job]:
         """At a server's start: every unfinished job, oldest first, queued again in a new attempt.
@@ -234,7 +236,12 @@ class Store:
     # --- what a job leaves
 
     async def keep_stage(
-        self, kept: KeptStage, job_id: str, attempt: int, assets: Sequence[Asset]
+        self,
+        kept: KeptStage,
+        job_id: str,
+        attempt: int,
+        assets: Sequence[Asset],
+        durable: bool = True,
     ) -> bool:
         """Keeps a stage's outputs, and adds `assets` to the job, in one transaction.
 
@@ -255,7 +262,7 @@ class Store:
                 connection.execute(sql.FORGIVE_SERVER_DEATHS, {"job_id": job_id})
             return True
 
-        return await self._writer.hand_over(work)
+        return await self._writer.hand_over(work, durable)
 
     async def keep_stages(self, stages: Sequence[KeptStage]) -> None:
         """Keeps what stages have left that were computed for no job of this store."""

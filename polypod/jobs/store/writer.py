@@ -34,6 +34,7 @@ TIDY_AFTER = 100
 class _Item:
     work: Callable[[Connection], Any]
     future: asyncio.Future[Any]
+    durable: bool
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,20 @@ class Writer:
         self._waiting: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._closed = False
         self._connection: Connection | None = None
+        self._syncs = True
         self._thread = threading.Thread(target=self._run, name="polypod-writer", daemon=True)
         self._thread.start()
 
-    def hand_over(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
+    def hand_over(self, work: Callable[[Connection], T], durable: bool = True) -> asyncio.Future[T]:
         """The future has what `work` returned once that is committed.
 
-        The work is done even if nobody waits for the future any more.
+        The work is done even if nobody waits for the future any more. What need not be `durable`
+        outlives this process, but until a later commit that is a loss of power may undo it.
         """
         if self._closed:
             raise Unavailable("The job store is closed.", "The server is shutting down: try later.")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._waiting.put(_Item(work, future))
+        self._waiting.put(_Item(work, future, durable))
         return future
 
     async def close(self) -> None:
@@ -129,9 +132,7 @@ class Writer:
         self._untidy = 0
         if self._connection is not None:
             try:
-                cursor = self._connection.connection.cursor()  # the driver's: begins nothing
-                cursor.execute(self._when_idle)
-                cursor.close()
+                _outside(self._connection, self._when_idle)
             except Exception:
                 logger.warning("%s failed", self._when_idle, exc_info=True)
 
@@ -156,6 +157,7 @@ class Writer:
         committing = False
         try:
             connection = self._connect()
+            self._sync(connection, any(item.durable for item in items))
             transaction = connection.begin()
             try:
                 outcomes = _run_items(connection, items, savepoints=False)
@@ -177,8 +179,14 @@ class Writer:
 
     def _connect(self) -> Connection:
         if self._connection is None:
-            self._connection = self._engine.connect()
+            self._connection, self._syncs = self._engine.connect(), True
         return self._connection
+
+    def _sync(self, connection: Connection, on: bool) -> None:
+        """Whether SQLite waits for the disk when it commits. Only a pod has what need not be."""
+        if on != self._syncs and connection.dialect.name == "sqlite":
+            _outside(connection, f"PRAGMA synchronous = {'full' if on else 'normal'}")
+            self._syncs = on
 
     def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None
@@ -208,6 +216,13 @@ class _Spoilt(Exception):
 
     Savepoints for all would be the greater part of the work of a full batch.
     """
+
+
+def _outside(connection: Connection, statement: str) -> None:
+    """Runs it on the driver's connection, which begins no transaction for it."""
+    cursor = connection.connection.cursor()
+    cursor.execute(statement)
+    cursor.close()
 
 
 def _run_items(connection: Connection, items: list[_Item], savepoints: bool) -> list[_Outcome]:

@@ -116,6 +116,25 @@ async def test_more_than_a_batch_is_all_done(writer: Writer) -> None:
     assert await asyncio.gather(*futures) == [str(i) for i in range(2 * LARGEST_BATCH + 1)]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_sqlite_syncs_whatever_has_something_durable_in_it(writer: Writer) -> None:
+    def level(connection: Connection) -> int:
+        return connection.execute(text("PRAGMA synchronous")).scalar_one()
+
+    normal, full = 1, 2
+    assert await writer.hand_over(level) == full
+    assert await writer.hand_over(level, durable=False) == normal
+    assert await writer.hand_over(level, durable=False) == normal
+    gate = await Gate.shut(writer)
+    both = [writer.hand_over(level, durable=durable) for durable in (False, True)]
+    await gate.open()
+    assert await asyncio.gather(*both) == [full, full]
+    await writer.hand_over(level, durable=False)
+    writer._drop_connection()
+    assert await writer.hand_over(level, durable=False) == normal, "also on a new connection"
+    assert await writer.hand_over(level) == full
+
+
 @pytest.mark.parametrize("error", [RuntimeError("mine"), Conflict("mine")])
 async def test_an_item_that_raises_undoes_only_itself(writer: Writer, error: Exception) -> None:
     gate = await Gate.shut(writer)
