@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from polypod.access.keys import DISPATCH
+from polypod.api.bigjson import plain
 from polypod.api.body import read_json
 from polypod.api.downloads import FileSlice, parse_range
 from polypod.api.endpoint import Api, needs, owner_of, seen_owner
@@ -106,7 +107,7 @@ async def put_job(api: Api, request: Request) -> Response:
     job_id = request.path_params["job_id"]
     if not _JOB_ID.fullmatch(job_id):
         raise BadRequest("A job's id is 32 hexadecimal digits.", "Let the router make it.")
-    body = await read_json(request)
+    body = plain(await read_json(request))
     try:
         known = await api.engine.job(job_id, None)
     except NotFound:

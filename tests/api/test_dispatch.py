@@ -6,6 +6,8 @@ import base64
 import hashlib
 import uuid
 
+import pytest
+
 from polypod.jobs.store.writer import Writer
 from tests.api.serving import make_picture, until
 
@@ -48,8 +50,9 @@ def test_a_job_runs_under_the_routers_id_however_often_it_is_put(server, picture
     assert until(lambda: server.client.get("/queue").json()["processing"] == 0)
 
 
-def test_a_small_input_may_come_with_the_job(server):
-    picture = make_picture((41, 31))
+@pytest.mark.parametrize("more", [0, 40_000], ids=["tiny", "as large as a router sends"])
+def test_a_small_input_may_come_with_the_job(server, more):
+    picture = make_picture((41, 31)) + bytes(more)
     asked = body(picture, seed=5152)
     asked["inputs"]["image"]["content"] = base64.b64encode(picture).decode()
     job_id = uuid.uuid4().hex
