@@ -53,7 +53,7 @@ def sample(image: np.ndarray, uv: np.ndarray) -> np.ndarray:
     import cv2
 
     height, width = image.shape[:2]
-    rows = -(-len(uv) // 1024)  # OpenCV looks up pictures, not lists, with sides up to 32767
+    rows = -(-len(uv) // 1024) or 1  # OpenCV takes pictures, not lists: sides from 1 to 32767
     places = np.zeros((rows * 1024, 2), np.float32)
     places[: len(uv)] = np.nan_to_num(uv - np.floor(uv))
     x = (places[:, 0] * width - 0.5).reshape(rows, 1024)

@@ -61,6 +61,16 @@ def test_textures_are_the_right_way_up(box, picture) -> None:
     assert strongest(front[88, 64].astype(float)) == "blue"
 
 
+def test_a_textured_part_that_no_view_sees_is_no_error(ball, box, picture) -> None:
+    hidden = ball(16, picture(lambda pixels: pixels.fill(200)))
+    small = Part(
+        hidden.vertices * np.float32(0.1), hidden.faces, uv=hidden.uv, material=hidden.material
+    )
+    around = box({"+z": RED})
+    front = next(render((small, around), 64))
+    assert strongest(middle(front)) == "red"
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e5])
 def test_any_size_and_place_fills_the_picture(ball, scale: float) -> None:
     given = ball(16)
