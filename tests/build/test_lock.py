@@ -67,6 +67,17 @@ def test_a_lock_holds_nothing_that_nobody_asks_for(name: str) -> None:
             assert from_a_file or normal(who) in known, f"{block.splitlines()[0]} for {who}"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_compiled_finds_what_makes_a_wheel_of_it(name: str) -> None:
+    """It is built without isolation, and an environment of uv's holds not even setuptools."""
+    model = declaration(name)
+    locked = pins((model.folder / "requirements.lock").read_text())
+    if model.image.compiled:
+        assert "setuptools" in locked
+        major, minor = (int(part) for part in locked["setuptools"].split(".")[:2])
+        assert "wheel" in locked or (major, minor) >= (70, 1)
+
+
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name.partition("[")[0]).lower()
 
