@@ -22,7 +22,6 @@ from polypod.model import (
 
 COMMIT = "f2a635126dca3bf0526b4a08723cb84a79b57cab"
 REPO = "pengHTYX/PSHuman_Unclip_768_6views"
-ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0")
 SIDES = ("front", "front_right", "right", "back", "left", "front_left")
 MAPS = tuple(f"{kind}_{side}.png" for kind in ("color", "normal") for side in SIDES)
 FACE = ("color_face.png", "normal_face.png")
@@ -127,24 +126,13 @@ IMAGE = Image(
             env={"FORCE_CUDA": "1"},  # else it asks for a GPU, and builds see none
         ),
         Compiled(
-            "nvdiffrast",
+            "nvdiffrast",  # upstream's, 0.3.3, compiles in the first job
             "https://github.com/NVlabs/nvdiffrast",
-            "729261dc64c4241ea36efda84fbf532cc8b425b8",
-        ),
-    ),
-    steps=(
-        Step(
-            "ops=$(python -c 'import nvdiffrast.torch.ops as ops; print(ops.__file__)')"
-            " && sed -i \"/^ *os.environ\\['TORCH_CUDA_ARCH_LIST'\\] = ''/d\" $ops"
-            " && python -c 'import nvdiffrast.torch.ops as ops; ops._get_plugin()'",
-            why="nvdiffrast 0.3.3 compiles at first use, and forgets for which GPUs (ops.py:94)",
+            "253ac4fcea7de5f396371124af597e6cc957bfae",
         ),
     ),
     env={
         "PYTHONPATH": "{src}/PSHuman",
-        "CUDA_HOME": "/usr/local/cuda",
-        "TORCH_CUDA_ARCH_LIST": ";".join(ARCHITECTURES),  # as when nvdiffrast was compiled
-        "TORCH_EXTENSIONS_DIR": "{home}/extensions",
         "TORCH_HOME": "{weights}/torch",
         "U2NET_HOME": "{weights}/u2net",
     },
@@ -263,12 +251,6 @@ FAULTS = (
         code="weights_missing",
     ),
     Fault(
-        r"Error building extension|nvdiffrast_plugin|Ninja is required",
-        "nvdiffrast is not compiled for this machine.",
-        f"It is compiled when the image is built. {DOCTOR}",
-        code="not_installed",
-    ),
-    Fault(
         r"memory_efficient_attention_forward",
         "xformers has no kernel for this GPU, or is not of this torch.",
         f"Use a GPU of compute capability 8.0 to 9.0. {DOCTOR}",
@@ -377,7 +359,7 @@ MODEL = Model(
     ),
     needs=Needs(
         vram_gb={"views": 40, "body": 6, "mesh": 16},
-        architectures=ARCHITECTURES,
+        architectures=("8.0", "8.6", "8.9", "9.0"),
         cuda="12.1",
         driver="525.60.13",
         cpu_cores=6,
