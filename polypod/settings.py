@@ -30,7 +30,13 @@ class Settings(BaseSettings):
         "127.0.0.1",
         description="Address to listen on; any but loopback needs API keys or POLYPOD_AUTH=off.",
     )
-    port: int = Field(8000, validation_alias=AliasChoices("port", "PORT"))
+    port: int = Field(
+        8000,
+        ge=0,
+        le=65535,
+        validation_alias=AliasChoices("port", "PORT"),
+        description="Port to listen on; 0: any free one.",
+    )
     public_url: str = Field("", description="Prefix of URLs in answers; empty: relative URLs.")
     data: Path = Field(Path("data"), description="Where jobs and results are kept.")
     database_url: str = Field("", description="PostgreSQL URL; empty: SQLite in the data folder.")
@@ -67,7 +73,9 @@ class Settings(BaseSettings):
         (), description="API keys, or their `sha256:` hashes, separated by commas."
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), validation_alias=AliasChoices("cors_origins", "CORS_ORIGINS")
+        (),
+        validation_alias=AliasChoices("cors_origins", "CORS_ORIGINS"),
+        description="Origins of web pages that may ask, separated by commas.",
     )
     compat: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict[str, str],
@@ -97,7 +105,10 @@ class Settings(BaseSettings):
         description="Tasks at once per slot, each in a worker of its own.",
     )
     max_queue_size: int = Field(
-        10, ge=0, validation_alias=AliasChoices("max_queue_size", "MAX_QUEUE_SIZE")
+        10,
+        ge=0,
+        validation_alias=AliasChoices("max_queue_size", "MAX_QUEUE_SIZE"),
+        description="Jobs that may wait; a router takes 10 000 where it is not set.",
     )
     model_idle_timeout_s: float = Field(
         480,
@@ -106,7 +117,10 @@ class Settings(BaseSettings):
         description="Seconds without work until a worker is ended; 0: never.",
     )
     sync_timeout_s: float = Field(
-        600, gt=0, validation_alias=AliasChoices("sync_timeout_s", "SYNC_TIMEOUT")
+        600,
+        gt=0,
+        validation_alias=AliasChoices("sync_timeout_s", "SYNC_TIMEOUT"),
+        description="Seconds that POST /generate/sync waits for its result.",
     )
     model_python: str = Field(
         "",

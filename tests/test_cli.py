@@ -24,6 +24,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from polypod.assets.derive import FORMATS
 from polypod.cli import app
 from polypod.cli.batch import unique_names
 from polypod.cli.earlier import find
@@ -132,6 +133,20 @@ def test_what_is_asked_for_is_sent(polypod, service, here):
 def test_another_format(polypod):
     assert polypod("generate", "cat.png", "--format", "stl").exit_code == 0
     assert Path("out/cat.stl").read_bytes().startswith(b"stl")
+
+
+def test_an_unknown_format_is_told_before_a_job_is_made(polypod, service):
+    refused = polypod("generate", "cat.png", "--format", "fbx")
+    assert refused.exit_code == 2 and not service.jobs
+    for known in FORMATS:
+        assert f"'{known}'" in refused.stderr
+
+
+def test_a_result_that_cannot_be_saved_is_not_lost(polypod, service, here):
+    done = polypod("generate", "cat.png", "--out", "cat.png/out")
+    (job,) = service.jobs.values()
+    assert done.exit_code == 1
+    assert f"polypod download {job.id} --name cat" in done.stderr
 
 
 def test_stopping_at_a_stage_saves_what_is_there(polypod):
@@ -372,6 +387,11 @@ def test_job_follow_cancel_and_list(polypod, service):
     second = list(service.jobs.values())[1]
     assert "cancelled" in polypod("cancel", second.id).stdout
     assert polypod("job", second.id).exit_code == 1
+    polypod("generate", "cat.png", "--detach", "-p", "hold=true")
+    third = list(service.jobs.values())[2]
+    some = polypod("cancel", "nothing", third.id)
+    assert some.exit_code == 1 and "There is no such job" in some.stderr
+    assert re.search(f"{third.id} .*cancelled", some.stdout)
     listed = polypod("jobs").stdout
     assert re.search(f"{second.id} .*cancelled", listed)
     assert listed.index(second.id) < listed.index(job.id)
@@ -436,7 +456,11 @@ def test_a_models_own_settings_are_listed_with_it(monkeypatch, tmp_path):
 
 def test_a_listed_name_is_the_one_that_works(monkeypatch):
     """Setting the variable under its listed name changes the value that is listed."""
-    for setting in settings_here():
+    monkeypatch.setenv("POLYPOD_COMPAT", "sam3d=inflate")
+    listed = {setting.name: setting for setting in settings_here()}
+    assert listed["POLYPOD_COMPAT"].value == "sam3d=inflate"
+    for setting in listed.values():
+        assert setting.description, setting.name
         if not setting.default.isdecimal():
             continue
         with monkeypatch.context() as patched:
@@ -449,6 +473,14 @@ def test_a_setting_that_is_not_valid(monkeypatch):
     done = CliRunner().invoke(app, ["settings"])
     assert done.exit_code == 1
     assert "MAX_CONCURRENT is not valid" in done.stderr and "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("command", [["up"], ["serve"]])
+def test_a_port_that_cannot_be(command, monkeypatch):
+    assert CliRunner().invoke(app, [*command, "--port", "70000"]).exit_code == 2
+    monkeypatch.setenv("PORT", "70000")
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1 and "PORT is not valid" in done.stderr
 
 
 def test_help_is_light_and_has_an_example_everywhere():

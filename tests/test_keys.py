@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -24,6 +25,14 @@ def test_a_key_in_the_store_lets_a_service_listen_elsewhere(tmp_path: Path) -> N
         assert secret not in server.log
     listed = CliRunner().invoke(app, ["keys", "list", "--json", *data])
     assert '"last_used_at": null' not in listed.stdout
+
+
+def test_the_list_shows_ids_and_times_whole_however_narrow_it_is(tmp_path: Path) -> None:
+    data = ["--data", str(tmp_path)]
+    limits = ["--per-minute", "20", "--most-queued", "50"]
+    CliRunner().invoke(app, ["keys", "create", "web", *limits, *data])
+    listed = CliRunner(env={"COLUMNS": "60"}).invoke(app, ["keys", "list", *data])
+    assert re.search(r"[0-9a-f]{16} .* \d{4}-\d\d-\d\d \d\d:\d\d", listed.stdout)
 
 
 def test_a_wrong_folder_is_told_and_not_made(tmp_path: Path) -> None:

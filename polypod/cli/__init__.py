@@ -6,7 +6,7 @@ Each command imports what it needs when it runs, so that help and completion com
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -45,8 +45,14 @@ Out = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs: one JSON document.")]
 Format = Annotated[
-    str,
-    typer.Option("--format", "-f", help="Save as glb, ply, obj, stl or usdz.", show_default="glb"),
+    Literal["glb", "ply", "obj", "stl", "usdz"] | None,
+    typer.Option(
+        "--format",
+        "-f",
+        metavar="FORMAT",
+        help="Save as glb, ply, obj, stl or usdz.",
+        show_default="the job's own",
+    ),
 ]
 Param = Annotated[
     list[str] | None,
@@ -55,6 +61,9 @@ Param = Annotated[
     ),
 ]
 Preset = Annotated[str, typer.Option(help="A preset of the model, such as draft or high.")]
+Port = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="0: any free one.", show_default="8000")
+]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)]
 
 LOCAL = "http://127.0.0.1:8000"
@@ -95,7 +104,7 @@ def generate(
     out: Out = Path("out"),
     preset: Preset = "",
     param: Param = None,
-    format: Format = "",
+    format: Format = None,
     until: Annotated[str, typer.Option(metavar="STAGE", help="Stop after this stage.")] = "",
     input: Annotated[
         list[str] | None,
@@ -124,7 +133,7 @@ def generate(
         params=parameters(param or [], preset),
         inputs=inputs(input or []),
         until=until,
-        format=format,
+        format=format or "",
         out=out,
         detach=detach,
         as_json=as_json,
@@ -170,7 +179,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Any but loopback needs POLYPOD_API_KEYS.", show_default="127.0.0.1")
     ] = "",
-    port: Annotated[int, typer.Option(help="0: any free one.", show_default="8000")] = -1,
+    port: Port = None,
     data: Annotated[
         Path | None, typer.Option(help="Where jobs are kept.", show_default="data")
     ] = None,
@@ -186,7 +195,7 @@ def up(
     host: Annotated[
         str, typer.Option(help="Any but loopback needs API keys.", show_default="127.0.0.1")
     ] = "",
-    port: Annotated[int, typer.Option(help="0: any free one.", show_default="8000")] = -1,
+    port: Port = None,
     data: Annotated[
         Path | None, typer.Option(help="Where jobs and results are kept.", show_default="data")
     ] = None,
@@ -297,7 +306,7 @@ def download(
     name: Annotated[
         str, typer.Option(help="Name of the files.", show_default="start of the id")
     ] = "",
-    format: Format = "",
+    format: Format = None,
     asset: Annotated[str, typer.Option(help="Only this file, such as view_0.png.")] = "",
     as_json: AsJson = False,
     url: Url = LOCAL,
@@ -307,7 +316,7 @@ def download(
     from polypod.cli.batch import Order
     from polypod.cli.generate import run_download
 
-    order = Order(photos=(name or job_id[:8],), format=format, out=out, as_json=as_json)
+    order = Order(photos=(name or job_id[:8],), format=format or "", out=out, as_json=as_json)
     raise typer.Exit(run_download(order, job_id, asset, url, api_key))
 
 

@@ -58,7 +58,14 @@ def _run(order: Order, items: Sequence[Item], url: str, api_key: str) -> int:
     except ClientError:
         _tell_left(order, [item for item in items if item.open])
         raise
-    return report(order, items)
+    status = report(order, items)
+    for item in items:
+        if item.error and item.job and item.job.status == "completed":
+            again = typed(f"download {item.job.id} --name {shlex.quote(item.name)}")
+            talk_console().print(
+                f"The result of {item.name} is kept. Get it with:\n  {again}", markup=False
+            )
+    return status
 
 
 def report(order: Order, items: Sequence[Item]) -> int:

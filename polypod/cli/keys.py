@@ -10,15 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.table import Table
 
 from polypod.access.kept import database_file, database_url, keys_were_made
 from polypod.access.keys import Key, new_key
 from polypod.access.records import Act, Records
 from polypod.cli.output import FAILED, complain, print_json, result_console, talk_console
 from polypod.cli.settings import read_settings
+from polypod.cli.show import print_table
 from polypod.command import typed
 from polypod.errors import Conflict, NotFound, Problem
 from polypod.jobs.store.store import Store
@@ -186,7 +185,7 @@ def _print_keys(keys: Sequence[Key]) -> None:
     rows = [
         (
             key.id,
-            key.name,
+            escape(key.name),
             " ".join(sorted(key.scopes)),
             _limits(key),
             _when(key.created_at),
@@ -195,29 +194,20 @@ def _print_keys(keys: Sequence[Key]) -> None:
         )
         for key in keys
     ]
-    _print_table(("id", "name", "scopes", "limits", "created", "used", ""), rows)
+    print_table(("id", "name", "scopes", "limits", "created", "used", ""), rows)
 
 
 def _print_acts(acts: Sequence[Act], names: dict[str, str]) -> None:
     rows = [
-        (_when(act.at), f"{act.who} {names.get(act.who, '')}".strip(), act.act, act.object)
+        (_when(act.at), escape(f"{act.who} {names.get(act.who, '')}"), act.act, escape(act.object))
         for act in acts
     ]
-    _print_table(("when", "who", "what", "of"), rows)
+    print_table(("when", "who", "what", "of"), rows)
 
 
 def _limits(key: Key) -> str:
     limits = ((key.submits_per_minute, "a minute"), (key.most_queued, "queued"))
     return ", ".join(f"{limit} {what}" for limit, what in limits if limit is not None)
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column, name in enumerate(head):  # ids and times are copied and compared: never cut
-        table.add_column(name, no_wrap=column == 0, min_width=16 if column == 0 else None)
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    result_console().print(table)
 
 
 def _when(at: float | None) -> str:

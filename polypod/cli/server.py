@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 """Where `services/` is."""
 
 
-def serve_here(model: str, host: str, port: int, data: Path | None) -> None:
+def serve_here(model: str, host: str, port: int | None, data: Path | None) -> None:
     """Becomes the service: signals reach it without anything in between."""
     command = bento_command(model)
     told = read_settings()
     host = host or told.host
-    port = told.port if port < 0 else port or free_port()
+    port = (told.port if port is None else port) or free_port()
     command += ["--host", host, "--port", str(port)]
     env = environment(data)
     os.chdir(ROOT)

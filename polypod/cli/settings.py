@@ -55,7 +55,8 @@ def read_settings() -> Settings:
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=False):
             name = env_name(str(problem["loc"][0]))
-            complain(f"{name} is not valid: {problem['msg']}.", "Change it in the environment.")
+            what = problem["msg"].removeprefix("Value error, ")
+            complain(f"{name} is not valid: {what}.", "Change it in the environment.")
         raise typer.Exit(FAILED) from None
 
 
@@ -98,15 +99,15 @@ def settings_of(name: str) -> list[Setting]:
 
 
 def env_name(name: str) -> str:
-    """The environment variable of a setting; a setting of many begins with `POLYPOD_NAME_`."""
+    """The environment variable of a setting; each slot has one of its own."""
     field = Settings.model_fields.get(name)
     if field is None:
         return name
     alias = field.validation_alias
     if isinstance(alias, AliasChoices):
         return next(str(choice) for choice in alias.choices if str(choice).isupper())
-    if field.annotation == dict[str, str]:
-        return f"POLYPOD_{name.removesuffix('s').upper()}_<NAME>"
+    if name == "slots":
+        return "POLYPOD_SLOT_<NAME>"
     return f"POLYPOD_{name.upper()}"
 
 

@@ -12,15 +12,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from polypod.cli.card import licence_lines, needs_lines, rules
-from polypod.cli.output import FAILED, guarded, print_json, result_console
+from polypod.cli.output import FAILED, complain, explain, guarded, print_json, result_console
 from polypod.cli.progress import display, what_happens
 from polypod.cli.summary import mesh
-from polypod.client import Client, JobView, ModelCard
+from polypod.client import ApiError, Client, JobView, ModelCard
 from polypod.client.views import Json
 from polypod.command import typed
 
 PATIENCE_S = 3.0
 """A person waits: what does not answer by then is told."""
+WHOLE = ("job", "parameter", "model", "id", "created", "used", "when")
+"""Columns that are copied and compared: never broken."""
 COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "processing": "cyan"}
 
 
@@ -58,15 +60,23 @@ def show_jobs(model: str, status: str, limit: int, as_json: bool, url: str, api_
 
 
 def cancel_jobs(job_ids: Sequence[str], as_json: bool, url: str, api_key: str) -> int:
+    """One that is not there does not keep the others from it."""
+    told: list[Json] = []
+
     def work() -> int:
         with _client(url, api_key) as client:
-            jobs = [client.cancel(job_id) for job_id in job_ids]
+            for job_id in job_ids:
+                try:
+                    job = client.cancel(job_id)
+                except ApiError as error:
+                    complain(*explain(error))
+                else:
+                    told.append(job.raw)
+                    if not as_json:
+                        result_console().print(f"{job.id}  {_status(job)}")
         if as_json:
-            print_json([job.raw for job in jobs])
-        else:
-            for job in jobs:
-                result_console().print(f"{job.id}  {_status(job)}")
-        return 0
+            print_json(told)
+        return FAILED if len(told) < len(job_ids) else 0
 
     return guarded(work, as_json=as_json)
 
@@ -189,7 +199,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """As wide as it needs to be where nobody looks: a pipe must not lose ids."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in head:
-        table.add_column(name, no_wrap=name in ("job", "parameter", "model"), overflow="fold")
+        table.add_column(name, no_wrap=name in WHOLE, overflow="fold")
     for row in rows:
         table.add_row(*row)
     out = result_console()

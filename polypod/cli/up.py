@@ -21,13 +21,13 @@ COLUMNS = ("endpoint", "model", "state", "jobs", "job", "gpu", "version", "up", 
 COLOURS = {"ready": "green", "busy": "cyan", "lost": "red", "unusable": "red"}
 
 
-def run_up(host: str, port: int, data: Path | None, fleet: Path | None) -> int:
+def run_up(host: str, port: int | None, data: Path | None, fleet: Path | None) -> int:
     """Exit status of `polypod up`."""
     from polypod.router.fleet import FLEET, read_fleet
     from polypod.router.up import up
 
     told: dict[str, Any] = {"host": host} if host else {}
-    if port >= 0:
+    if port is not None:
         told["port"] = port
     if data is not None:
         told["data"] = data.expanduser().absolute()
