@@ -25,12 +25,13 @@ from polypod.api.submit import accepted
 from polypod.assets.storage import path_of, renew_all
 from polypod.errors import BadInput, BadRequest, Conflict, NotFound
 from polypod.jobs.engine import Submission
-from polypod.jobs.finished import FinishedStage, finished_stages, stages_to_keep
+from polypod.jobs.finished import FinishedStage, file_of, finished_stages, stages_to_keep
 from polypod.jobs.job import FileRef
 from polypod.model import Model
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
+MOST_PRIORITY = 1000
 
 
 @needs(DISPATCH)
@@ -116,7 +117,7 @@ async def put_job(api: Api, request: Request) -> Response:
         return accepted(api, await api.engine.job(known.id, seen_owner(request)))
     model = api.model(str(body.get("model") or ""))
     inputs = _inputs(model, body.get("inputs"))
-    await _keep_enclosed(api, body["inputs"])
+    await _keep_enclosed(api, inputs, body["inputs"])
     params = _params(model, body)
     stages = stages_to_keep(model, inputs, params, owner_of(request), _stages(body))
     files = [*inputs.values(), *(ref for stage in stages for ref in stage.files.values())]
@@ -142,7 +143,7 @@ async def put_job(api: Api, request: Request) -> Response:
             until=until,
             parent=parent,
             owner=owner_of(request),
-            priority=int(body.get("priority") or 0),
+            priority=_priority(body.get("priority")),
             relayed=True,
             traceparent=request.headers.get("traceparent", ""),
         )
@@ -150,18 +151,28 @@ async def put_job(api: Api, request: Request) -> Response:
     return accepted(api, job)
 
 
-async def _keep_enclosed(api: Api, inputs: dict[str, Any]) -> None:
+async def _keep_enclosed(api: Api, inputs: Mapping[str, FileRef], given: Mapping[str, Any]) -> None:
     """The files whose `content` (base64) came with their references."""
     for name, ref in inputs.items():
-        if "content" not in ref:
+        if "content" not in given[name]:
             continue
         try:
-            data = b64decode(ref["content"], validate=True)
+            data = b64decode(given[name]["content"], validate=True)
         except (TypeError, ValueError):
             raise BadRequest(f"The content of input {name!r} is no base64.") from None
-        if hashlib.sha256(data).hexdigest() != ref["digest"]:
-            raise BadInput("The bytes that came have another SHA-256.", "Send them again.")
-        await asyncio.to_thread(api.engine.blobs.put_bytes, data, ref["media_type"])
+        if (hashlib.sha256(data).hexdigest(), len(data)) != (ref.digest, ref.size):
+            raise BadInput(
+                "The bytes that came have another SHA-256 or size than told.", "Send them again."
+            )
+        await asyncio.to_thread(api.engine.blobs.put_bytes, data, ref.media_type)
+
+
+def _priority(given: Any) -> int:
+    if given is None:
+        return 0
+    if not isinstance(given, int) or abs(given) > MOST_PRIORITY:
+        raise BadRequest("`priority` is no small whole number.", "0 is usual; more goes first.")
+    return given
 
 
 def _params(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,12 +208,12 @@ def _inputs(model: Model, given: Any) -> dict[str, FileRef]:
         if name not in model.inputs:
             raise BadInput(f"Model {model.name} has no input {name[:64]!r}.", "See GET /models.")
         try:
-            digest, size = str(ref["digest"]), int(ref["size"])
-            inputs[name] = FileRef(digest, size, str(ref["media_type"]), str(ref["filename"]))
-        except (KeyError, TypeError, ValueError):
-            digest = ""
-        if not _DIGEST.fullmatch(digest):
-            raise BadRequest(f"Input {name[:64]!r} is not a file reference.")
+            inputs[name] = file_of(ref)
+        except ValueError:
+            raise BadRequest(
+                f"Input {name[:64]!r} is not a file reference.",
+                "Send digest (SHA-256), size, media_type and filename.",
+            ) from None
     for name, declared in model.inputs.items():
         if declared.required and name not in inputs:
             raise BadInput(f"Input {name!r} is missing.", "Every required input must be there.")

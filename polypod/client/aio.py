@@ -182,7 +182,7 @@ class AsyncClient:
             for job in page[:left]:
                 yield job
             left = None if left is None else left - len(page)
-            if not cursor or (left is not None and left <= 0):
+            if not (page and cursor) or (left is not None and left <= 0):
                 return
             filters["cursor"] = cursor
 

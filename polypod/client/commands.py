@@ -7,7 +7,6 @@ raised in the flow as `Lost`.
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -16,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 from polypod.client.calls import Call, Headers, Server
 from polypod.client.errors import ApiError, ClientError, Unreachable
-from polypod.client.views import Event, Json
+from polypod.client.views import Event, Json, read_json
 
 PASSING = (502, 503, 504)
 """Statuses that pass by themselves; the same request is sent again."""
@@ -59,7 +58,7 @@ class Reply:
     def document(self) -> object:
         """The JSON of the body; None where it is none."""
         try:
-            return json.loads(self.body)
+            return read_json(self.body)
         except ValueError:
             return None
 

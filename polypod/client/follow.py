@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import urlencode
@@ -21,7 +20,7 @@ from polypod.client.commands import (
 )
 from polypod.client.flows import job
 from polypod.client.sse import EventParser, Message
-from polypod.client.views import Event, JobView, Json
+from polypod.client.views import Event, JobView, Json, read_json
 
 NO_EVENTS = (204, 404, 405, 406, 501)
 """There is no event stream here, or (204) nothing more to tell after the last event."""
@@ -42,7 +41,7 @@ class States:
     def event(self, message: Message) -> Event | None:
         """The event that a message of the stream tells; None for what is not ours."""
         try:
-            data: object = json.loads(message.data)
+            data: object = read_json(message.data)
         except ValueError:
             return None
         if not isinstance(data, Mapping):

@@ -167,7 +167,7 @@ class Client:
             page, cursor = self._run(flows.jobs_page(self._context, filters))
             yield from page[:left]
             left = None if left is None else left - len(page)
-            if not cursor or (left is not None and left <= 0):
+            if not (page and cursor) or (left is not None and left <= 0):
                 return
             filters["cursor"] = cursor
 

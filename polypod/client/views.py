@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 TERMINAL = frozenset({"completed", "failed", "cancelled"})
 
@@ -222,6 +224,22 @@ def _error(raw: object) -> ErrorView:
         return ErrorView("", str(raw))
     entry = cast(Json, raw)
     return ErrorView(entry.get("code") or "", entry.get("message") or "", entry.get("hint") or "")
+
+
+def read_json(text: str | bytes) -> Any:
+    """Raises ValueError also for numbers that JSON has not, which could not be told on."""
+    try:
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("It is nested too deeply.") from None
+
+
+def _finite(text: str) -> float:
+    return number if math.isfinite(number := float(text)) else _no_number(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text[:20]} is no number.")
 
 
 def documents(raw: object, key: str) -> Sequence[Json]:

@@ -7,16 +7,15 @@ itself: only what is exactly its own work is taken.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import BaseModel, Field, FiniteFloat
+
 from polypod.jobs.job import FileRef, KeptStage, StageRun
 from polypod.model import Model
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,34 @@ class FinishedStage:
     @classmethod
     def from_json(cls, given: Any) -> FinishedStage:
         """Raises KeyError, TypeError, ValueError or AttributeError for anything else."""
-        files = {str(name): FileRef(**ref) for name, ref in given["files"].items()}
-        if not all(_DIGEST.fullmatch(ref.digest) and ref.size >= 0 for ref in files.values()):
-            raise ValueError("no SHA-256")
-        return cls(str(given["key"]), files, StageRun(**given["run"]))
+        files = {str(name): file_of(ref) for name, ref in given["files"].items()}
+        return cls(str(given["key"]), files, run_of(given["run"]))
+
+
+class _File(BaseModel):
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0, lt=2**53)
+    media_type: str = Field(pattern=r"^([A-Za-z0-9.+-]+/[A-Za-z0-9.+-]+(; ?[A-Za-z0-9=.-]+)?)?$")
+    filename: str = ""
+
+
+class _Run(BaseModel):
+    stage: str = Field(max_length=100)
+    seconds: FiniteFloat
+    device: str = Field(max_length=100)
+    kept: bool
+    peak_memory: int = Field(0, ge=0, lt=2**53)
+    peak_gpu_memory: int = Field(0, ge=0, lt=2**53)
+
+
+def file_of(given: Any) -> FileRef:
+    """A file as another server tells of it. Raises ValueError for what no file can be."""
+    return FileRef(**_File.model_validate(given).model_dump())
+
+
+def run_of(given: Any) -> StageRun:
+    """A stage's run as another server tells of it. Raises ValueError."""
+    return StageRun(**_Run.model_validate(given).model_dump())
 
 
 def finished_stages(

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, create_model
 
-from polypod.model import Case, Input, Licence, Model, Needs, Params, Stage
+from polypod.model import Input, Licence, Model, Needs, Params, Stage
 
 _TYPES: dict[str, Any] = {"integer": int, "number": float, "boolean": bool, "string": str}
 _LIMITS = {
@@ -47,41 +47,65 @@ def model_of(card: Mapping[str, Any]) -> CardModel:
     """
     if card["schema_version"] != 1:
         raise ValueError(f"a card of schema version {card['schema_version']}; this reads 1")
+    try:
+        read = _Card.model_validate(card)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     return CardModel(
-        name=card["name"],
-        title=card["title"],
-        summary=card["summary"],
+        name=read.name,
+        title=read.title,
+        summary=read.summary,
         folder=Path(),
-        params=_params(card["name"], card["parameters"]),
-        stages=tuple(_stage(stage) for stage in card["stages"]),
-        formats=tuple(card["outputs"]),
-        licence=Licence(**card["licence"]),
-        needs=_needs(card["needs"]),
-        presets=card["presets"],
-        default_preset=card["default_preset"],
-        inputs={name: Input(**value) for name, value in card["inputs"].items()},
-        version=card["version"],
-        upstream=card["upstream"],
+        params=_params(read.name, card["parameters"]),
+        stages=tuple(
+            Stage(s.name, (), (), assets=s.assets, slot=s.slot, worker=s.worker, share=s.share)
+            for s in read.stages
+        ),
+        formats=read.outputs,
+        licence=read.licence,
+        needs=read.needs,
+        presets=read.presets,
+        default_preset=read.default_preset,
+        inputs=read.inputs,
+        version=read.version,
+        upstream=read.upstream,
         given=card,
     )
 
 
-def _needs(card: Mapping[str, Any]) -> Needs:
-    cases = tuple(Case(**case) for case in card.get("cases", ()))
-    figures: dict[str, Any] = {**card, "cases": cases}
-    return Needs(**figures)
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
 
 
-def _stage(card: Mapping[str, Any]) -> Stage:
-    return Stage(
-        card["name"],
-        inputs=(),
-        outputs=(),
-        assets=tuple(card["assets"]),
-        slot=card["slot"],
-        worker=card.get("worker", ""),
-        share=card["share"],
-    )
+class _Stage(BaseModel):
+    name: _Name
+    slot: _Name
+    worker: str = ""
+    share: FiniteFloat = Field(ge=0)
+    assets: tuple[_Name, ...]
+
+
+class _Parameters(BaseModel):
+    properties: dict[_Name, dict[str, Any]] = Field(max_length=1000)
+
+
+class _Card(BaseModel):
+    """What of a card the router itself works with: one that is not so would stop it."""
+
+    name: _Name
+    title: str
+    summary: str
+    version: str
+    upstream: str
+    digest: str
+    parameters: _Parameters
+    stages: tuple[_Stage, ...]
+    outputs: tuple[_Name, ...]
+    licence: Licence
+    needs: Needs
+    presets: dict[str, dict[str, Any]]
+    default_preset: str
+    inputs: dict[_Name, Input]
 
 
 def _params(name: str, schema: Mapping[str, Any]) -> type[Params]:

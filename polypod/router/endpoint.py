@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import httpx
+from pydantic import BaseModel, FiniteFloat, StrictInt
 
 from polypod.client import AsyncClient, ClientError
+from polypod.client.views import read_json
 from polypod.router.cards import CardModel, model_of
 from polypod.router.guard import Guarded
 
@@ -251,6 +253,24 @@ class Watch:
         self._went(self._endpoint)
 
 
+class _Slot(BaseModel):
+    slots: tuple[str, ...] = ()
+    vram_gb: FiniteFloat | None = None
+
+
+class _Health(BaseModel):
+    """What is made of a `/health` here; whatever else it tells is shown as it came."""
+
+    status: Literal["healthy", "starting", "degraded"]
+    api: StrictInt
+    reasons: tuple[str, ...] | None = None
+    slots: tuple[_Slot, ...] | None = None
+    uptime_s: FiniteFloat | None = None
+    version: str | None = None
+    store_id: str | None = None
+    instance_id: str | None = None
+
+
 def backoff_s(failures: int) -> float:
     """How long an endpoint is left alone after it failed once more."""
     return min(FIRST_BACKOFF_S * 2.0**failures, MOST_BACKOFF_S)
@@ -275,17 +295,18 @@ def health_of(answer: httpx.Response) -> dict[str, Any]:
     """The body of a `/health`. Raises ValueError where that is none."""
     try:
         health = document(answer)
+        _Health.model_validate(health)
     except ValueError:
-        health = {}
-    if health.get("status") in ("healthy", "starting", "degraded") and "api" in health:
-        return health
-    raise ValueError(f"Its /health is not that of a polypod service (HTTP {answer.status_code}).")
+        raise ValueError(
+            f"Its /health is not that of a polypod service (HTTP {answer.status_code})."
+        ) from None
+    return health
 
 
 def document(answer: httpx.Response) -> dict[str, Any]:
     """The JSON object in an answer. Raises ValueError where there is none."""
     try:
-        found = answer.json()
+        found = read_json(answer.content)
     except ValueError:
         found = None
     if not isinstance(found, dict):

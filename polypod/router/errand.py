@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import logging
 import math
 import time
@@ -15,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from polypod import metrics
+from polypod.assets.blobs import media_type_of
 from polypod.assets.storage import BlobStore, path_of, patiently, renew_all
 from polypod.client import ApiError, AssetView, Event, JobView
 from polypod.client.fetch import Arriving
+from polypod.client.views import read_json
 from polypod.errors import Problem, Unavailable
-from polypod.jobs.finished import FinishedStage
+from polypod.jobs.finished import FinishedStage, file_of, run_of
 from polypod.jobs.job import Asset, FileRef, JobError, StageRun
 from polypod.jobs.publish import MANIFEST
 from polypod.jobs.runner import Book
+from polypod.jobs.store.statements import storable
 from polypod.router.endpoint import Endpoint, document, words
 from polypod.router.handover import SMALL, Refused, hand_over
 from polypod.router.noted import noted
@@ -32,6 +34,11 @@ log = logging.getLogger("polypod.router")
 
 AGAIN_S = (0.5, 2.0)
 """Waits before a pod that failed at a job is asked once more for the same."""
+MOST_TEXT = 2001
+"""Characters of a line that a model prints (`workers.output`)."""
+MOST_ETA_S = 1e8
+MOST_MANIFEST = 1 << 22
+"""Bytes."""
 STATUSES = ("queued", "processing", "completed", "failed", "cancelled")
 _HOME = ("output", "manifest")
 
@@ -113,7 +120,8 @@ class Errand:
             await self._book.finish(live, "completed")
         elif view.status == "failed":
             error = view.error
-            failure = JobError(error.code, error.message, error.hint) if error else None
+            words = (error.code, error.message, error.hint) if error else ()
+            failure = JobError(*(_text(each) for each in words)) if words else None
             live.home = True
             await self._book.finish(live, "failed", failure)
         else:
@@ -122,17 +130,17 @@ class Errand:
     def _tell(self, event: Event, gathering: asyncio.Event) -> JobView:
         live, view = self._live, _checked(event.job, self._live)
         if event.kind == "log":
-            self._book.logged(live, str(event.data.get("line", "")))
+            self._book.logged(live, _text(event.data.get("line", "")))
             return view
         if event.kind in ("snapshot", "asset"):
             for asset in view.assets:
                 self._fetch(asset)
-        live.at, live.message = str(view.stage), str(view.message)
+        live.at, live.message = _text(view.stage), _text(view.message)
         live.told_progress = max(0.0, min(100.0, view.progress))
         live.told_eta_s = view.eta_seconds
         live.runs_there = view.status != "queued"
         if live.runs_there and live.job.status == "queued":
-            self._book.began(live, view.started_at or time.time())
+            self._book.began(live, _began_at(view, live))
         if view.status == "processing" and 0 < len(view.remaining_stages) < self._remaining:
             self._remaining = len(view.remaining_stages)
             gathering.set()
@@ -151,12 +159,14 @@ class Errand:
 
     async def _bring(self, view: AssetView) -> Asset:
         """Fetch one file, unless it is here."""
-        ref = FileRef(view.sha256, view.size or 0, view.media_type, view.name)
-        if not await renew_all(self._blobs, [view.sha256]):
+        told = {"digest": view.sha256, "size": view.size, "filename": view.name}
+        ref = file_of(told | {"media_type": media_type_of(view.name)})
+        if not await renew_all(self._blobs, [ref.digest]):
             await (self._keep_small(ref, view.content) if view.content else self._keep(ref))
-        asset = Asset(
-            view.name, ref, "manifest" if view.kind == "manifest" else "output", view.stage
-        )
+        elif (here := self._blobs.here(ref.digest)) and here.stat().st_size != ref.size:
+            raise ValueError(f"{ref.filename} is not of the size that it tells.")
+        kind = "manifest" if view.kind == "manifest" else "output"
+        asset = Asset(view.name, ref, kind, _text(view.stage))
         if asset.kind == "manifest":
             path = await path_of(self._blobs, ref.digest)
             self._runs = await asyncio.to_thread(_stage_runs, path)
@@ -181,7 +191,7 @@ class Errand:
     async def _keep_small(self, ref: FileRef, content: str) -> None:
         """It has come with its event."""
         data = b64decode(content)
-        if hashlib.sha256(data).hexdigest() != ref.digest:
+        if (hashlib.sha256(data).hexdigest(), len(data)) != (ref.digest, ref.size):
             raise ValueError(f"{ref.filename} came with other bytes than announced.")
         metrics.relayed_in(ref.size)
         put = partial(self._blobs.put_bytes, data, ref.media_type, ref.filename)
@@ -201,7 +211,8 @@ class Errand:
 
     async def _keep_stage(self, stage: FinishedStage) -> None:
         live = self._live
-        if stage.stage in live.finished or stage.stage == live.plan[-1].name:
+        wanted = {planned.name for planned in live.plan[:-1]}
+        if stage.stage not in wanted - live.finished.keys():
             return
         for ref in stage.files.values():
             if not await renew_all(self._blobs, [ref.digest]):
@@ -237,22 +248,30 @@ class Errand:
 
 def _checked(view: JobView, live: RoutedLive) -> JobView:
     """Raises ValueError where it is not a state of the job."""
-    if view.id != live.job.id or view.status not in STATUSES:
+    eta_s: object = view.eta_seconds
+    known_eta = eta_s is None or (isinstance(eta_s, int | float) and 0 <= eta_s < MOST_ETA_S)
+    if view.id != live.job.id or view.status not in STATUSES or not known_eta:
         raise ValueError("What it answers is not the state of the job.")
     return view
 
 
+def _text(told: object) -> str:
+    """As it can be kept and told on, and no longer than a pod's own words are."""
+    return storable(str(told)[:MOST_TEXT])
+
+
+def _began_at(view: JobView, live: RoutedLive) -> float:
+    """By this machine's clock, which the pod's may not agree with."""
+    now = time.time()
+    return max(live.job.created_at, min(view.started_at or now, now))
+
+
 def _stage_runs(manifest: Path) -> list[StageRun]:
     """The stages as the pod's manifest tells them."""
-    stages = json.loads(manifest.read_text())["stages"]
+    if manifest.stat().st_size > MOST_MANIFEST:
+        raise ValueError("Its manifest is too large.")
+    memory = {"peak_memory": "peak_memory_bytes", "peak_gpu_memory": "peak_gpu_memory_bytes"}
     return [
-        StageRun(
-            s["stage"],
-            s["seconds"],
-            s["device"],
-            s["kept"],
-            s.get("peak_memory_bytes", 0),
-            s.get("peak_gpu_memory_bytes", 0),
-        )
-        for s in stages
+        run_of(s | {ours: s.get(theirs, 0) for ours, theirs in memory.items()})
+        for s in read_json(manifest.read_bytes())["stages"]
     ]

@@ -20,12 +20,15 @@ MOST_S = 60.0
 
 
 class Guarded(httpx.AsyncBaseTransport):
-    """A transport to one pod that breaks off what is endless."""
+    """A transport to one pod, and to no other server, that breaks off what is endless."""
 
     def __init__(self, url: str) -> None:
         self._inner = httpx.AsyncHTTPTransport(verify=url.startswith("https"))
+        self._pod = _origin(httpx.URL(url))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if _origin(request.url) != self._pod:
+            raise httpx.UnsupportedProtocol("it sends us on to another server", request=request)
         response = await self._inner.handle_async_request(request)
         if request.url.path.startswith("/blobs/"):
             return response
@@ -40,6 +43,10 @@ class Guarded(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         await self._inner.aclose()
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
 
 
 class _Bounded(httpx.AsyncByteStream):

@@ -21,6 +21,13 @@ def body(picture, **params):
     return {"model": "stub", "inputs": {"image": reference(picture)}, "params": params}
 
 
+_RUN = {"stage": {}, "seconds": 1, "device": "cpu", "kept": False}
+
+
+def _input(picture, **changed):
+    return {"inputs": {"image": reference(picture) | changed}}
+
+
 def test_a_blob_is_kept_by_its_digest(server, picture):
     path = f"/blobs/{hashlib.sha256(picture).hexdigest()}"
     assert server.client.put(path, content=picture).status_code == 204
@@ -104,6 +111,12 @@ def test_what_this_version_does_not_take_is_refused_in_words(server, picture):
         "no file reference": (body(picture) | {"inputs": {"image": {"digest": "x"}}}, 400),
         "an unknown stage": (body(picture) | {"until": "nowhere"}, 422),
         "no parameters": (body(picture) | {"params": None}, 400),
+        "no number": (body(picture) | {"priority": "high"}, 400),
+        "too large a number": (body(picture) | {"priority": 10**40}, 400),
+        "a size that none has": (body(picture) | _input(picture, size=10**40), 400),
+        "a size below nothing": (body(picture) | _input(picture, size=-1), 400),
+        "two headers": (body(picture) | _input(picture, media_type="image/png\r\nX: y"), 400),
+        "no stage": (body(picture) | {"stages": [{"key": "", "files": {}, "run": _RUN}]}, 400),
     }
     for case, (request, status) in bad.items():
         answer = server.client.put(f"/job/{uuid.uuid4().hex}", json=request)

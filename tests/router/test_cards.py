@@ -63,6 +63,29 @@ def test_a_bad_request_is_told_as_the_pod_tells_it(model, given):
     assert answer(over_the_wire(model)) == answer(model)
 
 
+WRONG = {
+    "no digest": {"digest": None},
+    "a name with a path": {"name": "../stub"},
+    "a name with markup": {"name": "<script>"},
+    "a title that is no text": {"title": 5},
+    "a version that is none": {"version": 5},
+    "formats that are none": {"outputs": [5]},
+    "presets that are none": {"presets": [1]},
+    "a preset that is none": {"presets": {"x": 5}},
+    "a stage's share": {"stages": [{"name": "a", "slot": "b", "share": "c", "assets": []}]},
+    "a stage's files": {"stages": [{"name": "a", "slot": "b", "share": 1, "assets": ["../c"]}]},
+    "an input of no kind": {"inputs": {"image": {"kind": "secret"}}},
+    "memory that is no number": {"needs": {"vram_gb": {"gpu": "much"}}},
+    "a schema that is none": {"parameters": {"properties": {"x": 5}}},
+}
+
+
+@pytest.mark.parametrize("card", WRONG.values(), ids=WRONG)
+def test_a_card_that_would_stop_the_router_is_refused(card):
+    with pytest.raises(ValueError):
+        model_of(STUB.card | card)
+
+
 def test_a_card_of_the_future_is_refused():
     with pytest.raises(ValueError, match="schema version 2"):
         model_of(STUB.card | {"schema_version": 2})

@@ -309,6 +309,16 @@ def with_other_files(stream: bytes) -> bytes:
     return re.sub(rb'"content":"....', b'"content":"AAAA', stream)
 
 
+def with_other_sizes(stream: bytes) -> bytes:
+    return re.sub(rb'"size":(?!9)\d', b'"size":9', stream)
+
+
+def with_no_times(stream: bytes) -> bytes:
+    """Of the same length, since it comes in chunks."""
+    quoted = rb'(?<="eta_seconds":)[^,}]{3,}'
+    return re.sub(quoted, lambda found: b'"%s"' % (b"?" * (len(found[0]) - 2)), stream)
+
+
 def damaged(body: bytes) -> bytes:
     return body[:-1] + bytes([body[-1] ^ 1]) if body else body
 
@@ -326,6 +336,8 @@ FILES = {
     "a job of another shape": {"path": "/job/", "answer": answer(b'{"status": "fine"}')},
     "no job": {"path": "/job/", "answer": answer(b'{"error": "no such job"}', 404)},
     "done without a result": {"path": "/events", "change": without_assets},
+    "files of another size": {"path": "/events", "change": with_other_sizes},
+    "times that are none": {"path": "/events", "change": with_no_times},
 }
 
 
