@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn, cast
 
 from polypod.errors import BadRequest, TooLarge
@@ -18,6 +18,8 @@ LONG = 32 * 1024
 MAX_REST = 1 << 20
 """What may be left when they are cut out."""
 MAX_QUOTES = 100_000
+MAX_DEPTH = 100
+"""Of lists and objects in each other: what walks through them calls itself."""
 
 
 class Long:
@@ -63,9 +65,25 @@ def plain(value: Any) -> Any:
     return value
 
 
+def not_too_deep(value: Any) -> Any:
+    """`value`, if all that walk through it reach its ground. Raises ValueError."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for outer in level for item in _items(outer)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return cast(dict[str, Any], value).values()
+    return cast(list[Any], value) if isinstance(value, list) else ()
+
+
 def _parse(body: bytes | bytearray) -> Any:
     try:
-        return json.loads(body, strict=False, parse_constant=_no_constant)
+        return not_too_deep(json.loads(body, strict=False, parse_constant=_no_constant))
     except (ValueError, RecursionError) as error:
         raise BadRequest(
             f"The body is not JSON: {error}.", "Check quotes and commas; encoding is UTF-8."

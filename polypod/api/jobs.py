@@ -43,7 +43,7 @@ async def list_jobs(api: Api, request: Request) -> Response:
     page = found[:limit]
     cursor = _cursor(page[-1].seq) if len(found) > limit else None
     jobs = [api.describe(api.engine.current(job)) for job in page]
-    return JSONResponse({"jobs": jobs, "next": cursor})
+    return Response(compact({"jobs": jobs, "next": cursor}), media_type="application/json")
 
 
 @needs(READ)

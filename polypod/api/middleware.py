@@ -16,7 +16,7 @@ from polypod.api.auth import Auth
 from polypod.api.problems import problem_response
 from polypod.errors import TooLarge
 from polypod.model import Model
-from polypod.settings import MIB, Settings
+from polypod.settings import GIB, MIB, Settings
 
 REQUEST_HEADERS = (
     "Authorization",
@@ -37,6 +37,10 @@ ANSWER_HEADERS = (
     "Location",
     "Retry-After",
 )
+
+
+MOST_BLOB_BYTES = 4 * GIB
+"""Of one file of a job on its way between servers."""
 
 
 def middleware(
@@ -77,14 +81,15 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         declared = _declared_length(scope) if scope["type"] == "http" else 0
+        most = max(MOST_BLOB_BYTES, self._max_bytes) if _brings_file(scope) else self._max_bytes
         if declared == 0:
             await self._app(scope, receive, send)
-        elif declared is not None and declared > self._max_bytes:
-            await problem_response(self._problem())(scope, receive, send)
+        elif declared is not None and declared > most:
+            await problem_response(_too_large(most))(scope, receive, send)
         else:
-            await self._counted(scope, receive, send)
+            await self._counted(scope, receive, send, most)
 
-    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _counted(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
         count = 0
         started = False
 
@@ -92,8 +97,8 @@ class BodyLimit:
             nonlocal count
             message = await receive()
             count += len(message.get("body", b""))
-            if count > self._max_bytes:
-                raise self._problem()
+            if count > most:
+                raise _too_large(most)
             return message
 
         async def noted(message: Message) -> None:
@@ -108,18 +113,24 @@ class BodyLimit:
                 raise
             await problem_response(problem)(scope, receive, send)
 
-    def _problem(self) -> TooLarge:
-        return TooLarge(
-            f"The request is larger than {self._max_bytes // MIB} MiB.",
-            "Send a smaller file, or have POLYPOD_MAX_UPLOAD_BYTES raised.",
-        )
+
+def _brings_file(scope: Scope) -> bool:
+    """Whether it is what a router sends, such as what a stage left elsewhere: never in memory."""
+    return scope["type"] == "http" and scope["path"].startswith("/blobs/")
+
+
+def _too_large(most: int) -> TooLarge:
+    return TooLarge(
+        f"The request is larger than {most // MIB} MiB.",
+        "Send a smaller file, or have POLYPOD_MAX_UPLOAD_BYTES raised.",
+    )
 
 
 def _declared_length(scope: Scope) -> int | None:
     """What the request says of its body's size; 0: there is none; None: it is not known."""
     for name, value in scope["headers"]:
         if name == b"content-length":
-            return int(value) if value.isdigit() else None
+            return int(value[-20:]) if value.isdigit() else None
         if name == b"transfer-encoding":
             return None
     return 0 if scope.get("http_version", "1.1").startswith("1") else None

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, cast
 
-from polypod.api.bigjson import plain
+from polypod.api.bigjson import not_too_deep, plain
 from polypod.errors import BadInput, BadRequest
 from polypod.model import Model
 
@@ -87,6 +87,6 @@ def _parse(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        return json.loads(text, parse_constant=str)
+        return not_too_deep(json.loads(text, parse_constant=str))
     except (ValueError, RecursionError):
         return text

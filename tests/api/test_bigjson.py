@@ -53,6 +53,8 @@ def test_raw_line_breaks_in_strings_are_accepted() -> None:
         b'{"a": NaN}',
         b'{"a": Infinity}',
         b"[" * 100_000,
+        b"[" * 500 + b"]" * 500,
+        b'{"image": "' + LONG.encode() + b'", "a": ' + b"[" * 500 + b"]" * 500 + b"}",
         b'{"a": ' + b"9" * 5000 + b"}",
         b'{"image": "' + LONG.encode(),
         b'{"image": "' + LONG.encode() + b'\\"}',

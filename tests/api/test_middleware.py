@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 import socket
 from typing import Any
 
 import pytest
 
-from polypod.api.middleware import max_body_bytes, middleware
+from polypod.api.middleware import MOST_BLOB_BYTES, max_body_bytes, middleware
 from polypod.model import Model
 from polypod.settings import Settings
 from tests.api.serving import Server, make_picture
@@ -71,6 +72,28 @@ def test_a_body_that_says_it_is_too_large_is_refused_unread(open_server: Server)
         answer = raw.recv(4096)
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"application/problem+json" in answer
+
+
+def test_a_length_of_many_digits_is_a_number(open_server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", open_server.port)) as raw:
+        raw.sendall(
+            b"POST /generate HTTP/1.1\r\nHost: localhost\r\nX-API-Key: k\r\n"
+            b"Content-Length: " + b"0" * 5000 + b"2\r\nContent-Type: application/json\r\n\r\n{}"
+        )
+        answer = raw.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 422")
+
+
+def test_a_router_brings_files_larger_than_an_upload(open_server: Server) -> None:
+    """What a stage left on another pod may be."""
+    limit = max_body_bytes(open_server.engine.settings, open_server.engine.models.values())
+    file, key = bytes(limit + 1), {"X-API-Key": "k"}
+    path = f"/blobs/{hashlib.sha256(file).hexdigest()}"
+    assert open_server.client.put(path, content=file, headers=key).status_code == 204
+    with socket.create_connection(("127.0.0.1", open_server.port)) as raw:
+        head = f"PUT {path} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: k\r\n"
+        raw.sendall(f"{head}Content-Length: {MOST_BLOB_BYTES + 1}\r\n\r\n".encode())
+        assert raw.recv(4096).startswith(b"HTTP/1.1 413")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,11 @@ def test_what_a_form_says_badly_is_named(stub: Model) -> None:
         params.resolve(stub, params.from_form(stub, {"steps": "x"}))
 
 
+def test_a_form_cannot_nest_for_ever(stub: Model) -> None:
+    with pytest.raises(BadInput, match="'steps'"):
+        params.resolve(stub, params.from_form(stub, {"steps": "[" * 500 + "]" * 500}))
+
+
 def test_a_null_seed_is_drawn_and_a_given_one_kept() -> None:
     seeds = {params.draw_seed({"seed": None})["seed"] for _ in range(8)}
     assert len(seeds) > 1
