@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -93,6 +93,8 @@ class Stage:
     """Seconds without a word and without CPU time after which the worker counts as hung."""
     when: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether a job with these resolved parameters runs the stage; None: always."""
+    only_with: str = ""
+    """Input of the model without which a job leaves the stage out."""
     lighter: str = ""
     """What needs less memory, told when it runs out: presets and parameters, in a sentence."""
 
@@ -244,8 +246,13 @@ class Model:
             )
         return resolved.model_dump() | ({"preset": preset} if self.presets else {})
 
-    def plan(self, params: Mapping[str, Any], until: str = "") -> tuple[Stage, ...]:
-        """The stages that a job with these resolved parameters runs, up to and with `until`."""
+    def plan(
+        self, params: Mapping[str, Any], until: str = "", inputs: Collection[str] | None = None
+    ) -> tuple[Stage, ...]:
+        """The stages that a job with these resolved parameters runs, up to and with `until`.
+
+        `inputs`: names of those that it brings; None: it may bring any.
+        """
         if until and until not in (names := [s.name for s in self.stages]):
             raise BadInput(
                 f"Unknown stage {until!r}.{nearest(until, names)}",
@@ -254,7 +261,8 @@ class Model:
             )
         planned: list[Stage] = []
         for stage in self.stages:
-            if stage.when is None or stage.when(params):
+            brought = not stage.only_with or inputs is None or stage.only_with in inputs
+            if brought and (stage.when is None or stage.when(params)):
                 planned.append(stage)
             if stage.name == until:
                 break

@@ -99,7 +99,8 @@ def _remaining(job: Job, model: Model | None, live: Live | None) -> list[str]:
     if model is None:
         return []
     done = {run.stage for run in job.stages}
-    return [s.name for s in model.plan(job.params) if s.name not in done]
+    planned = model.plan(job.params, inputs=job.inputs)
+    return [s.name for s in planned if s.name not in done]
 
 
 def _error(error: JobError | None) -> dict[str, str] | None:

@@ -57,7 +57,7 @@ class Live:
     @classmethod
     def of(cls, job: Job, model: Model) -> Live:
         inputs = [a for a in job.assets if a.kind == "input"]
-        plan = model.plan(job.params, job.until)
+        plan = model.plan(job.params, job.until, job.inputs)
         return cls(job, model, plan, files=dict(job.inputs), assets=inputs)
 
     @property

@@ -171,9 +171,6 @@ def turntable(person, job) -> None:
 
 
 def animate(person, job) -> None:
-    """Nothing where no motion was sent."""
-    if "motion.npz" not in job.inputs:
-        return
     with np.load(job.inputs["motion.npz"]) as motion, np.load(job.inputs["body.npz"]) as given:
         vectors, cameras = motion["frames"].copy(), motion["cameras"]
         vectors[:, 70:80] = given["betas"]

@@ -63,7 +63,7 @@ class Harnessed:
         """Runs the planned stages of a job with these parameters, each as declared."""
         params, ran = self.model.resolve(given), Ran(dict(inputs))
         self._jobs += 1
-        for stage in self.model.plan(params, until):
+        for stage in self.model.plan(params, until, inputs):
             outputs = self.folder / f"job{self._jobs}" / stage.name
             await self._stage(stage, params, outputs, ran)
             if ran.error:

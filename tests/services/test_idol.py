@@ -466,6 +466,12 @@ def test_another_motion_does_not_compute_the_person_again(tmp_path: Path, person
         assert [run["reconstruct"] for run in kept] == [False, True]
         assert [run["animate"] for run in kept] == [False, False]
         assert kept[1]["pose"]
+        with person["image"].open("rb") as image:
+            still = server.client.post(
+                "/generate", files={"image": image}, data={"preset": "draft", "until": "frame"}
+            )
+        job = until(lambda: finished(server, still.json()["job_id"]), 60)
+        assert job["remaining_stages"] == ["body", "reconstruct", "pose"]
     finally:
         server.stop()
 
@@ -482,6 +488,8 @@ def test_declaration_holds_together() -> None:
     assert MODEL.result_name(MODEL.resolve({})) == "model.ply"
     mesh = MODEL.plan(MODEL.resolve({"output_format": "glb", "preset": "draft"}))
     assert [stage.name for stage in mesh][-2:] == ["export", "animate"]
+    still = MODEL.plan(MODEL.resolve({}), inputs=["image"])
+    assert [stage.name for stage in still][-2:] == ["export", "turntable"]
     card = README.read_text()
     for name in MODEL.params.model_fields:
         assert f"`{name}`" in card, name
