@@ -31,6 +31,7 @@ def docs_routes(engine: Engine) -> list[BaseRoute]:
     return [
         Route("/docs", page),
         Route("/docs.json", document),
+        Route("/openapi.json", document),  # where generators of clients look
         Mount("/static_content", StaticFiles(directory=_bentoml() / ASSETS)),
     ]
 
@@ -115,7 +116,17 @@ def _refusals(*statuses: int) -> dict[str, Any]:
     return {str(status): refusal for status in (401, 403, *statuses)}
 
 
+def _plain(summary: str, *errors: int) -> dict[str, Any]:
+    """A GET that answers with text."""
+    answer = {"description": "OK", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    told = {"tags": ["Service"], "summary": summary}
+    return {"get": {**told, "responses": {"200": answer, **_refusals(*errors)}}}
+
+
 PATHS: dict[str, Any] = {
+    "/livez": _plain("Whether the process is alive"),
+    "/readyz": _plain("Whether it takes jobs", 503),
+    "/metrics": _plain("Figures for Prometheus"),
     "/endpoints": {
         "get": {
             "tags": ["Endpoints"],

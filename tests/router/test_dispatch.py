@@ -6,6 +6,7 @@ import contextlib
 
 import pytest
 
+from polypod.api.compat import mounted
 from polypod.router.app import create_router, make_engine
 from polypod.router.endpoint import Known
 from polypod.settings import Settings
@@ -164,6 +165,16 @@ def test_a_new_router_follows_what_runs_instead_of_starting_it_again(tmp_path):
             again.stop()
         assert done["status"] == "completed"
         assert "prepared.json" in {a["name"] for a in done["assets"]}
+
+
+def test_both_documents_name_every_route_of_a_router(one_pod):
+    router, _ = one_pod
+    document = router.client.get("/docs.json").json()
+    assert router.client.get("/openapi.json").json() == document
+    routes = {route.path for route in router.app.routes}
+    pages = {path for path in routes if path.startswith(("/docs", "/openapi", "/static"))}
+    facades = {path for _, path, _ in mounted.with_facades(())}
+    assert routes - pages - facades <= document["paths"].keys()
 
 
 def test_endpoints_are_registered_and_drained(tmp_path):
