@@ -1,4 +1,5 @@
-"""Databases for tests: SQLite files, and a real PostgreSQL in a temporary folder."""
+"""Databases for tests: SQLite files, and a real PostgreSQL in a temporary folder; and runs of
+`polypod run` with one start."""
 
 from __future__ import annotations
 
@@ -12,12 +13,13 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import psycopg
 import pytest
+from click.testing import Result
 from sqlalchemy.engine import URL, make_url
 
 from polypod.jobs.store.store import Store
@@ -31,6 +33,31 @@ def anyio_backend() -> str:
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/polypod.db"
+
+
+@pytest.fixture
+def started_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[str, Path], AbstractContextManager[Callable[..., Result]]]:
+    """`polypod run` with a folder for its data, in this process; all with one router and pod."""
+    from typer.testing import CliRunner  # here: few tests need the whole command line
+
+    from polypod.cli import app, tryout
+    from polypod.cli.settings import read_settings
+    from polypod.router.once import running_router
+
+    @contextmanager
+    def started(model: str, data: Path) -> Iterator[Callable[..., Result]]:
+        settings = read_settings().model_copy(update={"data": data.absolute()})
+        with (
+            running_router(model, settings, data.with_suffix(".log")) as router,
+            monkeypatch.context() as patched,
+        ):
+            patched.setattr(tryout, "running_router", lambda *_: nullcontext(router))
+            asked = ["run", "--model", model, "--data", str(data)]
+            yield lambda *arguments: CliRunner().invoke(app, [*asked, *arguments])
+
+    return started
 
 
 @pytest.fixture(scope="session")

@@ -562,34 +562,31 @@ def test_run_makes_a_model_and_leaves_nothing_running(egg):
     assert processes_of(egg) == [] and names("tmp") == []
 
 
-def run_kept(*arguments: str) -> tuple[int, str, dict[str, Any]]:
-    """Exit status, what was said on stderr, and the manifest, of a run whose jobs are kept."""
-    running = child("run", *arguments, "--data", "kept")
-    _, complaint = running.communicate(timeout=120)
-    name = Path("out") / f"{Path(arguments[0]).stem}_manifest.json"
-    return running.returncode, complaint, json.loads(name.read_text()) if name.exists() else {}
+def test_run_skips_the_first_stage_where_it_is_kept(egg, started_once):
+    with started_once("inflate", Path("kept")) as run:
+        assert run("egg.png", "-p", "resolution=64", "-p", "seed=7").exit_code == 0
+        done = run("egg.png", "--skip-stage1", "-p", "texture_size=256")
+        assert done.exit_code == 0 and "Going on from inflate of job" in done.stderr, done.stderr
+        assert "again" not in done.stderr
+        told = json.loads(Path("out/egg_manifest.json").read_text())
+        kept = {run["stage"]: run["kept"] for run in told["stages"]}
+        assert kept == {"cutout": True, "inflate": True, "texture": False, "export": False}
+        assert (told["parameters"]["resolution"], told["parameters"]["texture_size"]) == (64, 256)
 
+        done = run("egg.png", "--skip_stage1", "-p", "resolution=96")
+        assert "inflate of this picture has resolution 64, not 96" in done.stderr
+        assert done.exit_code == 1
 
-def test_run_skips_the_first_stage_where_it_is_kept(egg):
-    assert run_kept("egg.png", "-p", "resolution=64", "-p", "seed=7")[0] == 0
-    status, complaint, told = run_kept("egg.png", "--skip-stage1", "-p", "texture_size=256")
-    assert status == 0 and "Going on from inflate of job" in complaint, complaint
-    kept = {run["stage"]: run["kept"] for run in told["stages"]}
-    assert kept == {"cutout": True, "inflate": True, "texture": False, "export": False}
-    assert (told["parameters"]["resolution"], told["parameters"]["texture_size"]) == (64, 256)
-    assert "again" not in complaint
-
-    status, complaint, _ = run_kept("egg.png", "--skip_stage1", "-p", "resolution=96")
-    assert status == 1 and "inflate of this picture has resolution 64, not 96" in complaint
-
-    Path("other.png").write_bytes(Path("egg.png").read_bytes() + b" ")
-    status, complaint, _ = run_kept("other.png", "--skip-stage1")
-    assert status == 1 and "No earlier job with this picture got as far as inflate" in complaint
+        Path("other.png").write_bytes(Path("egg.png").read_bytes() + b" ")
+        done = run("other.png", "--skip-stage1")
+        assert "No earlier job with this picture got as far as inflate" in done.stderr
+        assert done.exit_code == 1
 
     with contextlib.closing(sqlite3.connect("kept/pods/inflate-1/polypod.db")) as pod, pod:
         pod.execute("DELETE FROM kept_files")
         pod.execute("DELETE FROM kept_stages")
-    _, complaint, _ = run_kept("egg.png", "--skip-stage1", "-p", "texture_size=512")
+    running = child("run", "egg.png", "--skip-stage1", "-p", "texture_size=512", "--data", "kept")
+    _, complaint = running.communicate(timeout=120)
     assert "is gone" in complaint  # cancelled at once, or noted where it was faster
     assert processes_of(egg) == []
 

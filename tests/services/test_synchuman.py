@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -379,37 +378,37 @@ async def test_weights_that_are_not_there_are_told(tmp_path: Path, person: Any) 
     assert (ran.failed_in, in_words(ran).code) == ("multiview", "weights_missing")
 
 
-def test_run_on_the_command_line_skips_a_kept_first_stage(tmp_path: Path) -> None:
+def test_run_on_the_command_line_skips_a_kept_first_stage(
+    tmp_path: Path, started_once: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As with the public wrapper's `--workdir Y --skip_stage1`: stage 2 failed, and is tried again;
     then with other settings."""
     upstream = install(tmp_path / "home")
     picture = Image.new("RGBA", (100, 200))
     picture.paste((60, 40, 30, 255), (30, 20, 70, 180))
     picture.save(tmp_path / "person.png")
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "polypod.cli", "run", "person.png", "-m", "synchuman"]
-        home = {"POLYPOD_HOME": str(tmp_path / "home"), "POLYPOD_MODEL": ""}
-        env = os.environ | home | {"POLYPOD_DOCTOR": "off", "POLYPOD_NEEDS": "off"}
-        env["PYTHONPATH"] = str(Path(__file__).parents[2])
-        asked = [*command, "--data", "work", *arguments]
-        return subprocess.run(
-            asked, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False
-        )
+    home = {"POLYPOD_HOME": str(tmp_path / "home"), "POLYPOD_MODEL": ""}
+    off = {"POLYPOD_DOCTOR": "off", "POLYPOD_NEEDS": "off"}
+    for name, value in {**home, **off, "PYTHONPATH": str(Path(__file__).parents[2])}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
 
     def called(name: str) -> list[dict[str, Any]]:
         made = standins.calls(upstream)
         return [row["values"] for row in made if row["call"].endswith(name)]
 
     standins.lay_fault(upstream, "to_glb", "RuntimeError", "CUDA out of memory")
-    failed = run("-p", "stage1_steps=30")
+    command = [sys.executable, "-m", "polypod.cli", "run", "person.png", "-m", "synchuman"]
+    command += ["--data", "work", "-p", "stage1_steps=30"]
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert failed.returncode == 1 and "texture_size" in failed.stderr, failed.stderr
     standins.lay_fault(upstream, "", "", "")
-    again = run("--skip_stage1")
-    assert again.returncode == 0, again.stderr
-    assert (tmp_path / "out" / "person.glb").read_bytes()[:4] == b"glTF"
-    finer = run("--skip-stage1", "--preset", "ultra")
-    assert finer.returncode == 0 and "Going on from multiview" in finer.stderr, finer.stderr
+    with started_once("synchuman", Path("work")) as run:
+        again = run("person.png", "--skip_stage1")
+        assert again.exit_code == 0, again.stderr
+        assert (tmp_path / "out" / "person.glb").read_bytes()[:4] == b"glTF"
+        finer = run("person.png", "--skip-stage1", "--preset", "ultra")
+        assert finer.exit_code == 0 and "Going on from multiview" in finer.stderr, finer.stderr
     assert [call["num_inference_steps"] for call in called("run_model")] == [30]
     assert [call["texture_size"] for call in called("to_glb")] == [1024, 1024, 2048]
     assert [call["sampler_params"]["steps"] for call in called("sample_slat")] == [25, 40]
