@@ -119,7 +119,8 @@ WEIGHTS = Weights(
         Url(
             "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth",
             to="torch/hub/checkpoints/dinov2_vitl14_reg4_pretrain.pth",
-            size=1_217_607_321,
+            # as several public projects note it; Meta tells none
+            sha256="36e4deffbaef061a2576705b0c36f93621e2ae20bf6274694821b0b492551b51",
         ),
         kit.U2NET,
     ),
@@ -252,6 +253,8 @@ MODEL = Model(
             "gaussian_render.py in upstream's code": "Inria: non-commercial",
             "nvdiffrast": "NVIDIA Source Code License: non-commercial",
             "diff-gaussian-rasterization of mip-splatting": "Inria, MPII: non-commercial",
+            "encoders and VAE of Stable Diffusion 2.1 unCLIP, in its weights": "CreativeML Open "
+            "RAIL++-M: restrictions of use",
             "DINOv2": "Apache-2.0",
             "u2net (background remover)": "Apache-2.0",
             "igraph": "GPL-2.0; used in the model's own process",

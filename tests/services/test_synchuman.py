@@ -430,6 +430,7 @@ def test_the_image_holds_what_the_worker_asks_for() -> None:
         assert f"\n{pin}" in f"\n{locked}", pin
     for absent in ("rembg==", "open3d==", "kaolin==", "flash-attn=="):
         assert absent not in locked
+    assert all(url.sha256 or url.md5 for url in MODEL.weights.urls)
 
 
 def test_the_pipeline_file_is_made_to_name_folders(tmp_path: Path) -> None:
