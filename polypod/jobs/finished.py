@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from polypod.jobs.job import FileRef, KeptStage, StageRun
 from polypod.model import Model
@@ -57,12 +57,21 @@ class _Run(BaseModel):
 
 def file_of(given: Any) -> FileRef:
     """A file as another server tells of it. Raises ValueError for what no file can be."""
-    return FileRef(**_File.model_validate(given).model_dump())
+    return FileRef(**_fields(_File, given))
 
 
 def run_of(given: Any) -> StageRun:
     """A stage's run as another server tells of it. Raises ValueError."""
-    return StageRun(**_Run.model_validate(given).model_dump())
+    return StageRun(**_fields(_Run, given))
+
+
+def _fields(kind: type[BaseModel], given: Any) -> dict[str, Any]:
+    try:
+        return kind.model_validate(given).model_dump()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"It tells of what cannot be ({where}: {first['msg']}).") from None
 
 
 def finished_stages(

@@ -28,6 +28,7 @@ from polypod.router.registered import forget, keep, registered
 from polypod.settings import Settings
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LIKE_THIS = 'Send {"url": "http://...", "api_key": "..."}; no login, ? or # in the url.'
 
 
 def make_engine(endpoints: Iterable[Known], settings: Settings, pods: Pods | None = None) -> Engine:
@@ -76,15 +77,15 @@ async def register(api: Api, request: Request) -> Response:
     """POST /endpoints: `url`, and if wanted `id` and `api_key`."""
     body = await read_json(request)
     url, name = str(body.get("url") or ""), str(body.get("id") or "")
-    if not url.startswith(("http://", "https://")):
-        raise BadInput("`url` is not an http or https address.", 'Send {"url": "http://..."}.')
     name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", url.partition("://")[2]).strip("-")
+    known = Known(name, url.rstrip("/"), "fixed", str(body.get("api_key") or ""))
+    if not url or known.fault:
+        raise BadInput(f"This is no endpoint: {known.fault or 'there is no url'}.", _LIKE_THIS)
     if not _ID.fullmatch(name):
         raise BadInput("`id` is not a name.", "Use letters, digits, dots, dashes; at most 64.")
     dispatcher = _dispatcher(api)
     if name in dispatcher.endpoints:
         raise Conflict(f"There is an endpoint {name!r} already.", "DELETE it, or give another id.")
-    known = Known(name, url.rstrip("/"), "fixed", str(body.get("api_key") or ""))
     if api.engine.store.routers.id:
         await api.engine.store.routers.keep_endpoint(known.id, known.url, known.api_key)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,10 @@ STEADY_S = 60.0
 """What was ready for so long begins with a short pause again."""
 NOWHERE = "http://stopped.invalid"
 
+_URL = re.compile(
+    r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[\w.~%/-]*)?", re.A
+)
+
 State = Literal["stopped", "starting", "ready", "draining", "lost", "unusable"]
 
 
@@ -47,6 +52,19 @@ class Known:
     api_key: str = field(default="", repr=False)
     models: tuple[str, ...] = ()
     """What it is to serve; what it serves is told by its cards."""
+
+    @property
+    def fault(self) -> str:
+        """Why there can be no service at its address, or none for its key; else ""."""
+        try:
+            fits = _URL.fullmatch(self.url) and (httpx.URL(self.url).port or 0) < 1 << 16
+        except (httpx.InvalidURL, ValueError):
+            fits = False
+        if self.url and not fits:
+            return "the url is not the plain address of a service, such as http://10.0.0.5:8000"
+        if not (self.api_key.isascii() and self.api_key.isprintable()):
+            return "the api_key holds characters that no key has"
+        return ""
 
 
 @dataclass(eq=False)

@@ -57,6 +57,8 @@ class ModelEndpoints(BaseModel):
             raise ValueError("url is for provider: fixed")
         if any(not url.startswith(("http://", "https://")) for url in self.url):
             raise ValueError("a url begins with http:// or https://")
+        if fault := next((f for url in self.url if (f := Known("", url).fault)), ""):
+            raise ValueError(fault)
         if self.max < self.min:
             raise ValueError(f"max ({self.max}) is less than min ({self.min})")
         return self

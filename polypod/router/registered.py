@@ -21,7 +21,11 @@ def registered(data: Path) -> Iterator[Known]:
     """Read when the first is asked for."""
     try:
         kept = json.loads(_path(data).read_text())
-        yield from [Known(k["id"], k["url"], k["provider"], k["api_key"]) for k in kept]
+        for known in [Known(k["id"], k["url"], k["provider"], k["api_key"]) for k in kept]:
+            if not known.fault:
+                yield known
+            else:
+                log.warning("endpoint %s is left out: %s", known.id, known.fault)
     except FileNotFoundError:
         return
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -183,7 +183,12 @@ def test_endpoints_are_registered_and_drained(tmp_path):
         until(lambda: "pod1" not in router.endpoints())
         answer = router.client.post("/endpoints", json={"url": first.url, "id": "pod0"})
         assert answer.status_code == 409
-        assert router.client.post("/endpoints", json={"url": "ftp://x"}).status_code == 422
+        login, key = "http://me:word@127.0.0.1:1", {"url": first.url, "api_key": "\u00e9"}
+        for wrong in ({"url": "ftp://x"}, {"url": "http://["}, {"url": login}, {}, key):
+            answer = router.client.post("/endpoints", json=wrong)
+            assert answer.status_code == 422, wrong
+            assert "This is no endpoint" in answer.json()["error"]
+        assert not (tmp_path / "router/endpoints.json").exists(), "nothing of these is kept"
         assert router.client.delete("/endpoints/nobody").status_code == 404
 
 

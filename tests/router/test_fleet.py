@@ -61,6 +61,10 @@ MISTAKES = {
         "models:\n  a:\n    provider: fixed\n    url: ftp://x\n",
         "line 2: `models.a`: a url begins with http",
     ),
+    "no server": (
+        "models:\n  a:\n    provider: fixed\n    url: 'http://['\n",
+        "line 2: `models.a`: the url is not the plain address of a service",
+    ),
     "max below min": ("models:\n  a: {min: 3, max: 1}\n", "max (1) is less than min (3)"),
     "a list of models": ("models: [inflate]\n", "line 1: `models`: "),
     "a text": ("hello", "line 1: "),

@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from polypod.router.app import create_router, make_engine
-from polypod.router.endpoint import Known
+from polypod.router.endpoint import Endpoint, Known
 from polypod.router.registered import forget, keep, registered
 from polypod.settings import Settings
 
@@ -32,6 +32,16 @@ def test_they_are_kept_and_forgotten(tmp_path):
 def test_a_file_that_cannot_be_read_stops_nothing(tmp_path):
     (tmp_path / "endpoints.json").write_text('[{"id": 1}]')
     assert list(registered(tmp_path)) == []
+
+
+@pytest.mark.parametrize("url", ["http://[", "http:", "http:///x", "http://:80", "http://a:x"])
+def test_what_can_be_no_endpoint_does_not_keep_a_router_from_starting(tmp_path, url):
+    keep(tmp_path, Known("wrong", url))
+    keep(tmp_path, Known("key", "http://127.0.0.1:1", "fixed", "\u00e9"))
+    keep(tmp_path, ONE)
+    assert list(registered(tmp_path)) == [ONE]
+    for known in registered(tmp_path):
+        Endpoint(known)
 
 
 @pytest.mark.anyio
