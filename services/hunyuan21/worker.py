@@ -12,7 +12,6 @@ import types
 from pathlib import Path
 
 SUBFOLDER = "hunyuan3d-dit-v2-1"
-REMESHED = 40_000  # faces to which upstream's remeshing cuts a mesh (simplify_mesh_utils.py:23)
 
 
 class BadInput(Exception):
@@ -129,7 +128,6 @@ def load_paint(folder: Path, repo: str, enlarger: Path):
 def paint(state, job) -> None:
     """shape.glb, input.png -> textured.obj and its albedo, metallic and roughness, 2048 square."""
     import trimesh
-    from hy3dshape.postprocessors import FaceReducer
     from PIL import Image
 
     (pipeline, enlarge), folder = state, job.scratch()
@@ -140,19 +138,39 @@ def paint(state, job) -> None:
     )
     job.progress(0.01, "Reducing the mesh")
     mesh = trimesh.load(str(job.inputs["shape.glb"]), file_type="glb", force="mesh")
-    mesh = FaceReducer()(mesh, max_facenum=job.params.face_count)
-    mesh.export(str(folder / "white_mesh.obj"))
+    reduced(mesh, job.params.face_count).export(str(folder / "white_mesh.obj"))
     job.progress(0.05, "Painting the views", until=0.5)  # its bar: 15 steps
     pipeline(
         mesh_path=str(folder / "white_mesh.obj"),
         image_path=Image.open(job.inputs["input.png"]),
         output_mesh_path=str(folder / "textured.obj"),
-        use_remesh=job.params.face_count <= REMESHED,
+        use_remesh=False,  # it would reduce to 40 000 once more
         save_glb=False,
     )
     for made, kept in (("", "albedo"), ("_metallic", "metallic"), ("_roughness", "roughness")):
         shutil.move(str(folder / f"textured{made}.jpg"), str(job.outputs / f"{kept}.jpg"))
     shutil.move(str(folder / "textured.obj"), str(job.outputs / "textured.obj"))
+
+
+def reduced(mesh, most: int):
+    """At most so many triangles, also of a mesh that is made of many small parts.
+
+    Upstream's reducer never breaks a part (preservetopology), and leaves such a mesh to the
+    remeshing, which asks for Open3D (simplify_mesh_utils.py:36).
+    """
+    from hy3dshape.postprocessors import FaceReducer
+
+    mesh = FaceReducer()(mesh, max_facenum=most)
+    if len(mesh.faces) <= most:
+        return mesh
+    import pymeshlab
+    import trimesh
+
+    meshes = pymeshlab.MeshSet()
+    meshes.add_mesh(pymeshlab.Mesh(mesh.vertices, mesh.faces))
+    meshes.meshing_decimation_quadric_edge_collapse(targetfacenum=most)
+    left = meshes.current_mesh()
+    return trimesh.Trimesh(left.vertex_matrix(), left.face_matrix())
 
 
 def export(state, job) -> None:

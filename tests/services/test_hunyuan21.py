@@ -126,6 +126,17 @@ async def test_every_parameter_reaches_upstream(
     assert ran.progress["paint"][-1][0] == pytest.approx(0.8 - 0.3 / 12, abs=0.01)
 
 
+async def test_a_mesh_that_upstreams_reducer_leaves_too_large_is_painted_all_the_same(
+    hunyuan: Harnessed, picture: Any, tmp_path: Path
+) -> None:
+    """The stand-in's reducer leaves all; upstream's next step would need Open3D, which is no pin
+    of ours."""
+    trimesh.creation.icosphere(4).export(tmp_path / "own.glb")
+    ran = await hunyuan.run({**picture, "mesh": tmp_path / "own.glb"}, face_count=2000)
+    assert ran.error is None, ran.log
+    assert len(trimesh.load(ran.files["model.glb"], force="mesh").faces) == 2000
+
+
 async def test_memory_is_given_back_before_each_stage(
     hunyuan: Harnessed, picture: Any, calls: Called
 ) -> None:

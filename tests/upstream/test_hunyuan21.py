@@ -229,11 +229,14 @@ def test_floaters_go_and_the_rest_stays(pipeline: Any, tmp_path: Path) -> None:
     assert len(cleaned.faces) > 100
 
 
-def test_a_mesh_is_reduced_as_upstream_does(tmp_path: Path) -> None:
+def test_a_mesh_is_reduced_also_where_upstream_would_go_on_to_open3d() -> None:
     from hy3dshape.postprocessors import FaceReducer
 
-    mesh = FaceReducer()(trimesh.creation.icosphere(5), max_facenum=2000)
-    assert len(mesh.faces) <= 2000
+    assert len(worker.reduced(trimesh.creation.icosphere(5), 2000).faces) <= 2000
+    boxes = [trimesh.creation.box().apply_translation([3 * n, 0, 0]) for n in range(300)]
+    parts = trimesh.util.concatenate(boxes)
+    assert len(FaceReducer()(parts, max_facenum=1000).faces) > 1000
+    assert len(worker.reduced(parts, 1000).faces) <= 1000
 
 
 def test_weights_are_where_we_look_for_them(
