@@ -21,9 +21,10 @@ from polypod.api.endpoint import Api, Endpoint, Handler, needs
 from polypod.errors import BadInput, Conflict, NotFound, Unavailable
 from polypod.jobs.engine import Engine
 from polypod.jobs.runner import Book, Runner
-from polypod.router.dispatch import Dispatcher, Pods
+from polypod.router.dispatch import Dispatcher
 from polypod.router.docs import docs_routes
 from polypod.router.endpoint import Known
+from polypod.router.endpoints import Pods
 from polypod.router.registered import forget, keep, registered
 from polypod.settings import Settings
 
@@ -91,7 +92,7 @@ async def register(api: Api, request: Request) -> Response:
     else:
         await asyncio.to_thread(keep, api.settings.data, known)
     await api.note(request, "endpoint registered", f"{name} {url}")
-    return JSONResponse(dispatcher.describe_endpoint(dispatcher.register(known)), 201)
+    return JSONResponse(dispatcher.describe_endpoint(dispatcher.endpoints.register(known)), 201)
 
 
 @needs(ADMIN)
@@ -106,7 +107,7 @@ async def drain(api: Api, request: Request) -> Response:
     else:
         await asyncio.to_thread(forget, api.settings.data, endpoint.id)
     await api.note(request, "endpoint removed", endpoint.id)
-    dispatcher.drain(endpoint)
+    dispatcher.endpoints.drain(endpoint)
     return JSONResponse(dispatcher.describe_endpoint(endpoint), 202)
 
 

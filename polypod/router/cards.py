@@ -7,7 +7,9 @@ numbers, texts, choices and booleans is left to the pod, which checks again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, create_model
 
 from polypod.model import Input, Licence, Model, Needs, Params, Stage
+
+log = logging.getLogger("polypod.router")
 
 _TYPES: dict[str, Any] = {"integer": int, "number": float, "boolean": bool, "string": str}
 _LIMITS = {
@@ -37,6 +41,22 @@ class CardModel(Model):
     @cached_property
     def card(self) -> dict[str, Any]:
         return dict(self.given)
+
+    @property
+    def age(self) -> tuple[int, ...]:
+        """Newer versions are larger: 1.10 than 1.9."""
+        return tuple(int(number) for number in re.findall(r"\d+", self.version))
+
+
+def models_of(cards: Iterable[Mapping[str, Any]]) -> list[CardModel]:
+    """The models of kept cards; those that this version cannot read are left out."""
+    models: list[CardModel] = []
+    for card in cards:
+        try:
+            models.append(model_of(card))
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("a kept card cannot be read: %s", error)
+    return models
 
 
 def model_of(card: Mapping[str, Any]) -> CardModel:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from polypod.background import Background
 from polypod.errors import Problem
@@ -22,9 +21,10 @@ from polypod.jobs.job import TERMINAL, Job, JobError
 from polypod.jobs.live import Live
 from polypod.jobs.runner import Book
 from polypod.model import Model
-from polypod.router.cards import CardModel, model_of
+from polypod.router.cards import CardModel, models_of
 from polypod.router.choose import Held, Offer, Served, next_dispatch, next_move
-from polypod.router.endpoint import Endpoint, Known, Watch
+from polypod.router.endpoint import Endpoint, Known
+from polypod.router.endpoints import Endpoints, Pods
 from polypod.router.errand import Broken, Errand, Gone
 from polypod.router.handover import Refused
 from polypod.router.routed import RoutedLive
@@ -39,28 +39,11 @@ GONE = 5
 """So often in a row a pod may not have a job that it was given, before it counts as broken."""
 
 
-class Pods(Protocol):
-    """Pods whose life is the router's affair."""
-
-    async def start(self, came: Callable[[Known], object]) -> None: ...
-    async def stop(self) -> None: ...
-
-    async def dismiss(self, pod: str) -> None:
-        """End this one for good; harmless where it is not theirs."""
-        ...
-
-    def wake(self, pod: str) -> None: ...
-    def put_to_sleep(self, pod: str) -> None: ...
-
-
 class Dispatcher:
     def __init__(self, book: Book, endpoints: Iterable[Known], pods: Pods | None = None) -> None:
-        self.endpoints = {known.id: Endpoint(known) for known in endpoints}
+        self.endpoints = Endpoints(endpoints, pods, self._came, self._went)
         self._book = book
-        self._pods = pods
-        self._pods_run = False
         self._background = Background()
-        self._watches: dict[str, asyncio.Task[Any]] = {}
         self._unseen: set[str] = set()
         """Endpoints that have not answered since it leads."""
         self._running = False
@@ -70,14 +53,12 @@ class Dispatcher:
     async def start(self) -> None:
         await self.learn_kept()
         self._running = True
-        for endpoint in self.endpoints.values():
-            if endpoint.known.url:
-                self._watch(endpoint)
+        self.endpoints.start()
         self._background.run(self._tidying())
 
     async def learn_kept(self) -> None:
         """The models whose cards the store has."""
-        self._book.learn(_models_of(await self._book.store.cards()))
+        self._book.learn(models_of(await self._book.store.cards()))
 
     def lead(self) -> None:
         """Follow what runs on endpoints already; then send them what waits."""
@@ -88,9 +69,7 @@ class Dispatcher:
         for endpoint in asked:
             self._background.run(self._reattach(endpoint))
         asyncio.get_running_loop().call_later(SETTLE_S, self._settle)
-        if self._pods and not self._pods_run:
-            self._pods_run = True
-            self._background.run(self._pods.start(self.register))
+        self.endpoints.run_pods()
 
     def follow(self) -> None:
         """Another router leads: what runs on endpoints is that one's, and goes on."""
@@ -122,26 +101,9 @@ class Dispatcher:
         """Leaves the jobs on the pods: the next start follows them further."""
         self._running = False
         await self._background.stop()
-        for endpoint in self.endpoints.values():
-            await endpoint.close()
-        if self._pods:
-            await self._pods.stop()
+        await self.endpoints.stop()
 
     # Endpoints
-
-    def register(self, known: Known) -> Endpoint:
-        """A new endpoint; in place of the one of its id, if that was at another address."""
-        before = self.endpoints.get(known.id)
-        if before and before.known == known:
-            if before.state in ("lost", "unusable"):
-                self._watch_anew(before)
-            return before
-        if before:
-            self._remove(before)
-            self._went(before)
-        endpoint = self.endpoints[known.id] = Endpoint(known)
-        self._watch(endpoint)
-        return endpoint
 
     def describe_endpoint(self, endpoint: Endpoint) -> dict[str, Any]:
         """As `GET /endpoints` shows it."""
@@ -149,70 +111,20 @@ class Dispatcher:
         running = [live.job.id for live in lives if live and live.job.status == "processing"]
         return endpoint.describe() | {"job": running[0] if running else None}
 
-    def drain(self, endpoint: Endpoint) -> None:
-        """It gets no more jobs; it is removed when those that it has are done."""
-        endpoint.state = "draining"
-        self._remove_if_drained(endpoint)
-
     def backlog(self) -> Counter[str]:
         """How many jobs wait for a place, by model."""
         lives = self._book.queue.lives.values()
         return Counter(live.model.name for live in lives if not (live.handed or live.ended))
 
-    def wake(self, endpoint: Endpoint) -> None:
-        """Start the pod behind a stopped endpoint."""
-        if self._pods and self._pods_run and endpoint.state == "stopped":
-            endpoint.set_state("starting")
-            self._pods.wake(endpoint.id)
-
-    def put_to_sleep(self, endpoint: Endpoint) -> None:
-        """Stop the pod behind an endpoint without jobs, until it is woken."""
-        if self._pods and not endpoint.jobs:
-            self._remove(endpoint)
-            models = tuple(endpoint.models) or endpoint.known.models
-            known = Known(endpoint.id, "", endpoint.known.provider, models=models)
-            self.endpoints[endpoint.id] = Endpoint(known)
-            self._pods.put_to_sleep(endpoint.id)
-
-    def _remove_if_drained(self, endpoint: Endpoint) -> None:
-        ours = self.endpoints.get(endpoint.id) is endpoint
-        if ours and endpoint.state == "draining" and not endpoint.jobs:
-            self._remove(endpoint)
-            if self._pods:
-                self._background.run(self._pods.dismiss(endpoint.id))
-
-    def _remove(self, endpoint: Endpoint) -> None:
-        self.endpoints.pop(endpoint.id, None)
-        if watch := self._watches.pop(endpoint.id, None):
-            watch.cancel()
-        self._background.run(endpoint.close())
-
-    def _watch(self, endpoint: Endpoint) -> None:
-        watch = Watch(endpoint, self._came, self._went)
-        self._watches[endpoint.id] = self._background.run(watch.run())
-
-    def _watch_anew(self, endpoint: Endpoint) -> None:
-        """What served it has been started again: no waiting for the next look."""
-        self._watches.pop(endpoint.id).cancel()
-        endpoint.begin_anew()
-        self._watch(endpoint)
-
     def _came(self, endpoint: Endpoint) -> None:
-        self._book.learn(self._newest(endpoint.models))
+        self._book.learn(self.endpoints.newest(endpoint.models))
         self._background.run(self._keep_cards(endpoint.models))
         if self._leads:
             self._background.run(self._reattach(endpoint))
 
-    def _newest(self, names: Iterable[str]) -> list[CardModel]:
-        """Of each model the newest version that an endpoint serves now."""
-        served = [e.models for e in self.endpoints.values() if e.takes_jobs]
-        return [
-            max((models[name] for models in served if name in models), key=_age) for name in names
-        ]
-
     async def _keep_cards(self, names: Iterable[str]) -> None:
         """So that a model is known while its pods sleep."""
-        for model in self._newest(names):
+        for model in self.endpoints.newest(names):
             await self._book.store.put_card(model.name, model.card, time.time())
 
     async def _reattach(self, endpoint: Endpoint) -> None:
@@ -258,7 +170,7 @@ class Dispatcher:
             if live and self._leads:
                 self._lost(live, endpoint)
         self._unseen.discard(endpoint.id)
-        self._remove_if_drained(endpoint)
+        self.endpoints.remove_if_drained(endpoint)
         self._wake()
 
     # Jobs (the engine's `Runner`)
@@ -280,7 +192,7 @@ class Dispatcher:
             errand = live.errand if live.errand is not asyncio.current_task() else None
             if self._leads:
                 self._background.run(self._clean_up(endpoint, live.job, errand))
-            self._remove_if_drained(endpoint)
+            self.endpoints.remove_if_drained(endpoint)
         self._wake()
 
     def remember(self, keys: list[str]) -> None:
@@ -507,21 +419,5 @@ class Dispatcher:
             self._wake()
 
 
-def _models_of(cards: Iterable[dict[str, Any]]) -> list[CardModel]:
-    """The models of kept cards; those that this version cannot read are left out."""
-    models: list[CardModel] = []
-    for card in cards:
-        try:
-            models.append(model_of(card))
-        except (KeyError, TypeError, ValueError) as error:
-            log.warning("a kept card cannot be read: %s", error)
-    return models
-
-
 def _served(models: Mapping[str, CardModel]) -> dict[str, Served]:
-    return {m.name: Served(str(m.card["digest"]), tuple(_age(m))) for m in models.values()}
-
-
-def _age(model: CardModel) -> list[int]:
-    """Newer versions are larger: 1.10 than 1.9."""
-    return [int(number) for number in re.findall(r"\d+", model.version)]
+    return {m.name: Served(str(m.card["digest"]), m.age) for m in models.values()}

@@ -43,9 +43,9 @@ class Scaler:
         for action in decide(scales, now):
             endpoint = endpoints[action.pod]
             if isinstance(action, Start):
-                self._dispatcher.wake(endpoint)
+                endpoints.wake(endpoint)
             else:
-                self._dispatcher.put_to_sleep(endpoint)
+                endpoints.put_to_sleep(endpoint)
 
     def _scale(
         self,

@@ -190,11 +190,11 @@ class SharedEngine(Engine):
     async def _know_endpoints(self) -> None:
         """Those that were registered at any router."""
         for name, url, key in await self.store.routers.endpoints():
-            self._dispatcher.register(Known(name, url, api_key=key))
+            self._dispatcher.endpoints.register(Known(name, url, api_key=key))
 
     def _drain(self, name: str) -> None:
         if endpoint := self._dispatcher.endpoints.get(name):
-            self._dispatcher.drain(endpoint)
+            self._dispatcher.endpoints.drain(endpoint)
 
     def _mirror(self, job: Job) -> None:
         model = self.models.get(job.model)

@@ -11,7 +11,7 @@ from polypod.errors import BadInput
 from polypod.router.cards import model_of
 from polypod.router.choose import Dispatch, Offer, Served, Waiting, next_dispatch
 from polypod.router.dispatch import Dispatcher
-from polypod.router.endpoint import Endpoint, Known
+from polypod.router.endpoint import Known
 from polypod.settings import Settings
 from tests.build.painter import PAINTER
 
@@ -44,12 +44,11 @@ def dispatcher(tmp_path: Path, *memory_gb: float | None, needs: str = "on") -> D
     """A router with one endpoint of the painter for each memory; None: it does not tell."""
     settings = Settings(data=tmp_path, needs=needs)  # type: ignore[call-arg]
     book = SimpleNamespace(settings=settings, blobs=None)
-    made = Dispatcher(book, [])  # type: ignore[arg-type]
-    for number, gb in enumerate(memory_gb):
-        endpoint = Endpoint(Known(f"painter-{number}", ""))
+    known = [Known(f"painter-{number}", "") for number in range(len(memory_gb))]
+    made = Dispatcher(book, known)  # type: ignore[arg-type]
+    for endpoint, gb in zip(made.endpoints.values(), memory_gb, strict=True):
         endpoint.models = {PAINTER.name: model_of(PAINTER.card)}
         endpoint.health = {"slots": [{"slots": ["gpu"], "vram_gb": gb}]}
-        made.endpoints[endpoint.id] = endpoint
     return made
 
 

@@ -173,13 +173,14 @@ def test_kill_9_of_the_router_and_of_the_pod(up):
     assert (second.pod()["pid"], second.pod()["birth"]) == (pod["pid"], pod["birth"])
     manifest = second.client.download(jobs[0].id, second.data / "m.json", asset="manifest.json")
     stages = json.loads(Path(manifest.path).read_text())["stages"]
-    assert not any(stage["kept"] for stage in stages), "it ran once"
+    kept = {stage["stage"] for stage in stages if stage["kept"]}
+    assert kept <= {"cutout"}, "it ran once; the other job may have cut the picture out first"
 
     last = second.client.generate(PHOTO, params={"preset": "high", "texture_size": 512})
     wait_until(lambda: second.endpoint()["state"] == "busy", LIMIT_S)
     os.kill(pod["pid"], signal.SIGKILL)
     assert second.client.wait(last).status == "completed"
-    assert second.pod()["pid"] != pod["pid"]
+    wait_until(lambda: second.pod()["pid"] != pod["pid"], LIMIT_S)
 
     gone = second.client.remove_endpoint("inflate-1")
     assert gone["state"] == "draining"
