@@ -118,11 +118,33 @@ def polypod(house: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def test_the_example_of_the_page_works_as_it_stands(house: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs/new-model.md").read_text()
+    files = re.findall(r"`services/(cube/\w+\.py)`.*?```python\n(.*?)```", page, re.DOTALL)
+    for path, code in files:
+        file = house / "services" / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(code)
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    ((command, *words),) = (
+        line.replace("photo.jpg", str(tmp_path / "photo.png")).split()
+        for line in page.splitlines()
+        if line.startswith("polypod run")
+    )
+    assert command == "polypod"
+    said = polypod(house, *words, "-o", str(tmp_path / "out"))
+    (part,) = read_glb(tmp_path / "out" / "photo.glb")
+    assert part.vertices.max(0).tolist() == pytest.approx([1, 1, 1])
+    assert "serve cube" in said and "make serve" not in said, "the fleet does not have it"
+
+
 def test_it_makes_a_result_through_service_router_and_client(house: Path, tmp_path: Path) -> None:
     picture = Image.new("RGBA", (200, 300))
     picture.paste((0, 0, 255, 255), (50, 50, 150, 250))
     picture.save(tmp_path / "photo.png")
-    polypod(house, "run", str(tmp_path / "photo.png"), "-m", "slab", "-o", str(tmp_path / "out"))
+    photo = tmp_path / "photo.png"
+    said = polypod(house, "run", str(photo), "-m", "slab", "-o", str(tmp_path / "out"))
+    assert f"run {photo} -m slab --preset " in said
     (part,) = read_glb(tmp_path / "out" / "photo.glb")
     assert part.vertices.max(0).tolist() == pytest.approx([1, 2, 0.2])
     assert part.colors is not None and part.colors[0].tolist() == pytest.approx([1, 0, 0, 1])

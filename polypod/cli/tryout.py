@@ -88,17 +88,15 @@ def _tell_next(item: Item, order: Order, presets: list[str], seconds: float) -> 
     result = item.files.get("result")
     out.print(f"\nDone in {seconds:.1f} s; the service is stopped. What to try next:")
     image = os.environ.get("POLYPOD_IMAGE")
-    keep = (
-        f"docker run -p 127.0.0.1:8000:8000 -e POLYPOD_AUTH=off {image}" if image else "make serve"
-    )
+    if image:
+        keep = f"docker run -p 127.0.0.1:8000:8000 -e POLYPOD_AUTH=off {image}"
+    else:  # the fleet as it comes has no other model
+        keep = "make serve" if item.model == "inflate" else typed(f"serve {item.model}")
+    again = f"run {shlex.quote(str(item.source))} -m {item.model}"
     finer = next((p for p in reversed(presets) if p not in ("", order.params.get("preset"))), "")
     steps = (
         (f"open {result}", "look at it, in any viewer of 3D models"),
-        *(
-            [(typed(f"run {shlex.quote(str(item.source))} --preset {finer}"), "another preset")]
-            if finer
-            else []
-        ),
+        *([(typed(f"{again} --preset {finer}"), "another preset")] if finer else []),
         (keep, "keep the service at http://127.0.0.1:8000, then:"),
         (typed("generate YOUR_PHOTO.jpg"), "your own pictures, many at once"),
         (typed(f"models {item.model}"), "what it can be told"),
