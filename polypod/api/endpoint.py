@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
+import os
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,6 +50,12 @@ KEY = "polypod.key"
 where keys are asked for (open paths only); not there where there are no keys."""
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+_UNUSABLE = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.EMFILE, errno.ENFILE, errno.ESTALE),
+}
+"""A data folder that was moved away, mounted anew, or is on a bad disk; too many open files."""
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -217,6 +225,14 @@ def _unexpected(error: Exception, scope: Scope) -> Response:
         log.error("%s %s: disk full: %s", scope["method"], scope["path"], error)
         return problem_response(DiskFull("The disk is full.", "Try again later.", retry_after_s=60))
     log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+    if isinstance(error, OSError) and error.errno in _UNUSABLE:
+        return problem_response(
+            Unavailable(
+                f"The server cannot use its files: {os.strerror(error.errno)}.",
+                "Who runs it: look at the data folder and its disk; the server's log says more.",
+                retry_after_s=60,
+            )
+        )
     return internal_error()
 
 

@@ -25,9 +25,15 @@ class DataLock:
         """Lock `data`; waits for a server that is just ending, then refuses.
 
         Raises:
-            Unavailable: another server works on this folder.
+            Unavailable: another server works on this folder, or it cannot be written.
         """
-        fd = await asyncio.to_thread(_open, data)
+        try:
+            fd = await asyncio.to_thread(_open, data)
+        except OSError as error:
+            raise Unavailable(
+                f"The data folder {data} cannot be written: {error.strerror}.",
+                "Set POLYPOD_DATA to a folder that can be.",
+            ) from error
         deadline = time.monotonic() + wait_s
         while True:
             try:

@@ -45,6 +45,14 @@ def test_a_full_disk_is_503(caplog: pytest.LogCaptureFixture) -> None:
     assert (status, "disk is full" in body["error"]) == (503, True)
 
 
+def test_a_data_folder_that_cannot_be_used_is_503(caplog: pytest.LogCaptureFixture) -> None:
+    for number in (errno.EROFS, errno.ENOENT, errno.EIO):
+        status, body = call(OSError(number, "x", "/data/tmp/secret"))
+        assert (status, body["code"]) == (503, "unavailable")
+        assert "files" in body["error"] and "secret" not in json.dumps(body)
+        assert "/data/tmp/secret" in caplog.text
+
+
 def test_a_client_that_left_gets_no_answer() -> None:
     assert call(ClientDisconnect()) == (0, None)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from polypod.errors import Conflict, NotFound, QueueFull
+from polypod.errors import Conflict, NotFound, QueueFull, Unavailable
 from polypod.jobs.engine import Engine, Submission
 from polypod.jobs.job import TERMINAL
 from polypod.model import Fault, Stage
@@ -462,6 +462,18 @@ def load(worker, settings):
 def run(stage, state, job):
     (job.outputs / "model.glb").write_bytes(b"glTF")
 """
+
+
+def test_a_data_folder_that_cannot_be_one_is_told(tmp_path):
+    (tmp_path / "data").write_text("a file")
+
+    async def start():
+        async with engine_on(tmp_path):
+            pass
+
+    with pytest.raises(Unavailable, match="cannot be written: File exists") as told:
+        asyncio.run(start())
+    assert "POLYPOD_DATA" in told.value.hint
 
 
 def test_a_job_says_what_it_waits_for_while_the_model_does_not_load(tmp_path):

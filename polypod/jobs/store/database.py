@@ -211,8 +211,14 @@ def _bring_up_to_date(writing: Engine, reading: Engine) -> None:
 
                 migrations.upgrade(connection)
     except DBAPIError as error:
+        if re.search("not a database|malformed", str(error.orig)):
+            raise Unavailable(
+                f"The file {writing.url.database} is damaged: {error.orig}.",
+                "Bring it back from a backup; or, to begin anew, move it away with its -wal and"
+                " -shm: what jobs left is then not found any more.",
+            ) from error
         raise Unavailable(
-            f"The database cannot be opened: {error.orig}",
+            f"The database cannot be opened: {error.orig}.",
             "Check that it runs and POLYPOD_DATABASE_URL, or the rights of POLYPOD_DATA.",
         ) from error
 

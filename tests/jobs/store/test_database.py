@@ -118,6 +118,15 @@ def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
     assert "newer version of polypod" in caught.value.hint
 
 
+@pytest.mark.parametrize("content", [b"no database" * 99, b"SQLite format 3\0" + bytes(99)])
+def test_a_damaged_file_is_told_with_what_to_do(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "polypod.db"
+    file.write_bytes(content)
+    with pytest.raises(Unavailable, match="is damaged") as caught:
+        open_engines(f"sqlite:///{file}", 1)
+    assert "backup" in caught.value.hint
+
+
 def test_a_failed_migration_leaves_nothing(database_url: str) -> None:
     """A table that is in the way: what the migration had made before is not there afterwards."""
     engines = open_engines(database_url, 1)
