@@ -369,6 +369,7 @@ class Model:
                     "worker": s.worker_name,
                     "share": s.share,
                     "assets": list(s.assets),
+                    "only_with": s.only_with,
                 }
                 for s in self.stages
             ],

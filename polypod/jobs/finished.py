@@ -99,7 +99,7 @@ def stages_to_keep(
     """Those that this server would have computed the same way, under its own keys."""
     by_name = {each.stage: each for each in given}
     files, kept = dict(inputs), list[KeptStage]()
-    for stage in model.plan(params):
+    for stage in model.plan(params, inputs=inputs):
         each = by_name.get(stage.name)
         if each is None or each.key != _key(model, stage.name, files, params, ""):
             break

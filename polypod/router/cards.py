@@ -79,7 +79,16 @@ def model_of(card: Mapping[str, Any]) -> CardModel:
         folder=Path(),
         params=_params(read.name, card["parameters"]),
         stages=tuple(
-            Stage(s.name, (), (), assets=s.assets, slot=s.slot, worker=s.worker, share=s.share)
+            Stage(
+                s.name,
+                inputs=(),
+                outputs=(),
+                assets=s.assets,
+                slot=s.slot,
+                worker=s.worker,
+                share=s.share,
+                only_with=s.only_with,
+            )
             for s in read.stages
         ),
         formats=read.outputs,
@@ -103,6 +112,7 @@ class _Stage(BaseModel):
     worker: str = ""
     share: FiniteFloat = Field(ge=0)
     assets: tuple[_Name, ...]
+    only_with: str = ""
 
 
 class _Parameters(BaseModel):

@@ -177,7 +177,8 @@ class Dispatcher:
 
     def live(self, job: Job, model: Model) -> Live:
         inputs = [a for a in job.assets if a.kind == "input"]
-        return RoutedLive(job, model, model.plan(job.params, job.until), assets=inputs)
+        plan = model.plan(job.params, job.until, job.inputs)
+        return RoutedLive(job, model, plan, assets=inputs)
 
     def add(self, live: Live) -> None:
         self._book.queue.mark_ready(live)

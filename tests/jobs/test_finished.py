@@ -32,6 +32,13 @@ def test_what_one_has_done_is_the_others_under_its_own_key():
     assert told().key not in (kept("one").key, kept("another").key)
 
 
+def test_a_stage_that_was_left_out_does_not_hide_those_after_it():
+    left_out = replace(MODEL.stages[0], name="motion", only_with="motion")
+    model = replace(MODEL, stages=(left_out, *MODEL.stages))
+    (taken,) = stages_to_keep(model, INPUTS, PARAMS, "another", [told()])
+    assert taken.stage == "prepare"
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -30,6 +31,14 @@ def test_a_card_says_all_that_a_request_needs(model):
         assert known.resolve(given) == model.resolve(given)
     assert known.result_name(known.resolve({})) == "model.glb"
     assert [s.name for s in known.plan(known.resolve({}))] == [s.name for s in model.stages]
+
+
+def test_a_stage_that_is_for_an_input_alone_is_not_planned_without_it():
+    first, *rest = STUB.stages
+    model = replace(STUB, stages=(replace(first, only_with="mask"), *rest))
+    for known in (model, over_the_wire(model)):
+        plans = [known.plan(known.resolve({}), inputs=sent) for sent in (["image"], ["mask"], None)]
+        assert [first.name in [s.name for s in plan] for plan in plans] == [False, True, True]
 
 
 def test_a_model_may_write_by_default_what_is_no_glb():
