@@ -160,15 +160,18 @@ def reduced(mesh, most: int):
     """
     from hy3dshape.postprocessors import FaceReducer
 
-    mesh = FaceReducer()(mesh, max_facenum=most)
-    if len(mesh.faces) <= most:
-        return mesh
+    whole = FaceReducer()(mesh, max_facenum=most)
+    if len(whole.faces) <= most:
+        return whole
     import pymeshlab
     import trimesh
 
     meshes = pymeshlab.MeshSet()
     meshes.add_mesh(pymeshlab.Mesh(mesh.vertices, mesh.faces))
-    meshes.meshing_decimation_quadric_edge_collapse(targetfacenum=most)
+    meshes.meshing_decimation_quadric_edge_collapse(
+        targetfacenum=most,
+        preservetopology=False,  # it remembers what it was last told
+    )
     left = meshes.current_mesh()
     return trimesh.Trimesh(left.vertex_matrix(), left.face_matrix())
 

@@ -23,5 +23,8 @@ class MeshSet:
     def current_mesh(self) -> Mesh:
         return self.mesh
 
-    def meshing_decimation_quadric_edge_collapse(self, targetfacenum: int) -> None:
+    def meshing_decimation_quadric_edge_collapse(
+        self, targetfacenum: int, preservetopology: bool
+    ) -> None:
+        assert not preservetopology
         self.mesh.faces = self.mesh.faces[:targetfacenum]
