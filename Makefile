@@ -12,7 +12,7 @@ SERVING := $(VENV)/.serving-installed
 DEV := $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve setup test upstream check format bench chaos lock licences clean
+.PHONY: help run serve setup test upstream check format bench chaos lock clean
 
 help: ## list the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -52,7 +52,7 @@ bench: $(DEV) ## measure against other serving systems, side by side
 chaos: $(DEV) ## kill processes at random moments, a hundred times
 	@POLYPOD_CHAOS_ROUNDS=$${POLYPOD_CHAOS_ROUNDS:-100} $(BIN)/python -m pytest tests/chaos $(ARGS)
 
-lock: ## resolve requirements/*.in again, keeping what still fits
+lock: $(SERVING) ## resolve requirements/*.in again, keeping what still fits
 	@for name in serving cutout dev; do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 	    --no-emit-index-url --no-header \
