@@ -20,9 +20,13 @@ JOB_DATA = ("job", "stage", "since")
 async def health(api: Api, request: Request) -> Response:
     """GET /health: always at once, also without a key, then without job data."""
     body = api.engine.health()
-    slots: list[dict[str, Any]] = body.get("slots", [])
-    body["slots"] = [slot if _may_see(api, request, slot) else _without_job(slot) for slot in slots]
-    return JSONResponse(body)
+    return JSONResponse(body | {"slots": seen_slots(api, request, body)})
+
+
+def seen_slots(api: Api, request: Request, health: dict[str, Any]) -> list[dict[str, Any]]:
+    """The slots, without jobs that the caller may not see."""
+    slots: list[dict[str, Any]] = health.get("slots", [])
+    return [slot if _may_see(api, request, slot) else _without_job(slot) for slot in slots]
 
 
 def _may_see(api: Api, request: Request, slot: dict[str, Any]) -> bool:

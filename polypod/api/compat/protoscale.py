@@ -21,6 +21,7 @@ from polypod import metrics
 from polypod.access.keys import ANY, GENERATE, READ
 from polypod.api import params as parameters
 from polypod.api import submit
+from polypod.api.about import seen_slots
 from polypod.api.body import Body, read_body
 from polypod.api.compat.facade import Facade
 from polypod.api.downloads import file_response
@@ -96,24 +97,24 @@ async def result(api: Api, request: Request) -> Response:
     raise NotFound("Model not ready" if name == "model.glb" else "View not ready")
 
 
-async def gpu_metrics(api: Api, _: Request) -> Response:
+async def gpu_metrics(api: Api, request: Request) -> Response:
     """GET /api/jobs/metrics/gpu."""
     health = api.engine.health()
     model = FACADE.model_of(api)
     answer = {
         "total_jobs_processed": _count("polypod_jobs_ended_total", model, status="completed"),
         "uptime_seconds": float(health["uptime_s"]),
-        "current_slots": {slot["device"]: _slot(slot) for slot in health.get("slots") or ()},
+        "current_slots": _slots(api, request, health),
         "avg_stage_times": {name: _mean_seconds(model, stage) for name, stage in _roles(model)},
     }
     return JSONResponse(answer)
 
 
-async def health(api: Api, _: Request) -> Response:
+async def health(api: Api, request: Request) -> Response:
     """GET /health, below the base URL of this protocol: its `ok`, and the slots."""
     told = api.engine.health()
     ok = told["status"] == "healthy"
-    slots = {slot["device"]: _slot(slot) for slot in told.get("slots") or ()}
+    slots = _slots(api, request, told)
     return JSONResponse({"status": "ok" if ok else told["status"], "slots": slots})
 
 
@@ -221,8 +222,13 @@ def _words(shown: Mapping[str, Any]) -> str | None:
     return f"{error['message']} {error['hint']}".strip() if error else None
 
 
+def _slots(api: Api, request: Request, health: dict[str, Any]) -> dict[str, Any]:
+    """By device; one that runs what the caller may not see seems idle."""
+    return {slot["device"]: _slot(slot) for slot in seen_slots(api, request, health)}
+
+
 def _slot(slot: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not slot["job"]:
+    if not slot.get("job"):
         return None
     began = slot["since"] and datetime.fromtimestamp(slot["since"], timezone.utc).isoformat()
     return {"job_id": slot["job"], "stage": slot["stage"], "started_at": began or None}

@@ -321,6 +321,11 @@ def unavailable(error: Exception) -> Unavailable:
             "The job store cannot be written: the disk reports an error.",
             "Look at the system's log (dmesg) and at the state of the disk.",
         )
+    if "malformed" in text or "not a database" in text:
+        return Unavailable(
+            "The job store cannot be read: its database is damaged.",
+            "Stop the server and bring the database back from a backup; the log says more.",
+        )
     return Unavailable(
         "The database cannot be reached or did not answer.",
         "Try again. If this goes on, check that the database runs and POLYPOD_DATABASE_URL.",

@@ -212,6 +212,19 @@ def test_slots_say_what_they_run(tmp_path: Path) -> None:
         assert browser.done(job_id)[-1]["status"] == "completed"
 
 
+def test_slots_say_nothing_of_the_jobs_of_others(serve: Callable[..., Any], tmp_path: Path) -> None:
+    with serve(tmp_path, compat={"protoscale": "stub"}, api_keys=("mine", "other")) as server:
+        server.client.headers["X-API-Key"] = "mine"
+        job_id = server.submit(make_picture(), seconds=600, steps=1000)["job_id"]
+        until(lambda: server.job(job_id)["stage"] == "work")
+        for path, slots in (("/api/jobs/metrics/gpu", "current_slots"), ("/health", "slots")):
+            for key, seen in (("mine", True), ("other", False)):
+                answer = server.client.get(f"/compat/protoscale{path}", headers={"X-API-Key": key})
+                assert (job_id in answer.text) == seen, (path, key)
+                assert answer.json()[slots]
+        server.client.post(f"/job/{job_id}/cancel")
+
+
 def test_health_is_ours_at_the_root(hunyuan: Server) -> None:
     assert "queue" in hunyuan.client.get("/health").json()
     theirs = hunyuan.client.get("/compat/protoscale/health").json()

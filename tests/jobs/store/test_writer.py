@@ -265,6 +265,7 @@ async def test_a_batch_is_repeated_when_its_connection_breaks_before_the_commit(
         ("canceling statement due to lock timeout", "busy"),
         ("attempt to write a readonly database", "read-only"),
         ("disk I/O error", "reports an error"),
+        ("database disk image is malformed", "damaged"),
         ("server closed the connection unexpectedly", "cannot be reached"),
     ],
 )
