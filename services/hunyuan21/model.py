@@ -24,6 +24,8 @@ from polypod.model import (
 )
 
 REPO = "tencent/Hunyuan3D-2.1"
+REVISION = "0b94677654c57bb9a6b6845cd7b704ccf551d327"  # public projects pin these two
+DINOV2 = "611a9d42f2335e0f921f1e313ad3c1b7178d206d"
 COMMIT = "5e3ec6def57591d22ff44722cfe9bea1266084b0"
 OFF = ("0", "false", "no", "off")
 
@@ -303,9 +305,25 @@ MODEL = Model(
     ),
     weights=Weights(
         hub=(
-            Hub(REPO, patterns=("hunyuan3d-dit-v2-1/*",), to=f"hy3dgen/{REPO}"),
-            Hub(REPO, patterns=("hunyuan3d-paintpbr-v2-1/*",), to="hub", cache=True),
-            Hub("facebook/dinov2-giant", to="hub", cache=True),
+            Hub(
+                REPO,
+                REVISION,
+                patterns=("hunyuan3d-dit-v2-1/*",),
+                to=f"hy3dgen/{REPO}",
+                sha256={
+                    "hunyuan3d-dit-v2-1/model.fp16.ckpt": (
+                        "6b519fc7242f78e9b5f47ea4d55668fe3d944a2d27332f4ca68d29a6ff603f5e"
+                    )
+                },
+            ),
+            Hub(REPO, REVISION, patterns=("hunyuan3d-paintpbr-v2-1/*",), to="hub", cache=True),
+            Hub(
+                "facebook/dinov2-giant",
+                DINOV2,
+                patterns=("*.json", "model.safetensors"),
+                to="hub",
+                cache=True,
+            ),
         ),
         urls=(
             Url(

@@ -16,6 +16,8 @@ import pytest
 import trimesh
 from PIL import Image
 
+from polypod.build import bake
+from polypod.build.container import check_supplied
 from polypod.errors import BadInput
 from polypod.jobs.faults import explained
 from polypod.jobs.job import JobError
@@ -286,6 +288,14 @@ def test_known_failures_are_told_in_words(said: str, code: str) -> None:
     error = explained(JobError("upstream_failure", said), MODEL)
     assert error.code == code
     assert bool(error.hint) == (code != "upstream_failure")
+
+
+def test_the_build_asks_for_no_revision_and_takes_each_network_once() -> None:
+    check_supplied(MODEL, None, {})
+    (giant,) = (source for source in MODEL.weights.hub if source.repo == "facebook/dinov2-giant")
+    lies_there = ("config.json", "preprocessor_config.json", "model.safetensors")
+    assert all(bake.wanted(name, vars(giant)) for name in lies_there)
+    assert not bake.wanted("pytorch_model.bin", vars(giant)), "the same 4.5 GB as a pickle"
 
 
 def test_every_error_is_on_the_card() -> None:
