@@ -76,8 +76,9 @@ class Sam3dParams(kit.CutoutParams):
     fill_holes_max_size: float = Field(
         0.04, ge=0, le=1, description="Largest hole to close, as an area (the object is 1 long)."
     )
-    texture_size: int = Field(
-        1024, ge=256, le=4096, description="Pixels along each side of the texture."
+    texture_size: Literal[256, 512, 1024, 2048, 4096] = Field(
+        1024,
+        description="Pixels along each side of the texture. nvdiffrast halves it down to 1.",
     )
     nviews: int = Field(
         100, ge=8, le=300, description="Views of the Gaussians from which the texture is baked."

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from polypod.errors import BadInput
 from polypod.image import Image as Environment
 from polypod.jobs.faults import explained
 from polypod.jobs.job import JobError
@@ -154,6 +155,13 @@ async def test_each_option_reaches_upstream(
     ran = await sam3d.run(scene, **{name: value})
     assert ran.error is None, ran.log
     assert [made[parameter] for made in calls(call)] == [value]
+
+
+def test_a_texture_that_nvdiffrast_cannot_halve_down_to_one_pixel_is_refused_at_once() -> None:
+    """Its mip maps (`calculateMipInfo` in texture.cpp) would fail in the middle of the bake."""
+    for size in (1000, 1536, 3000):
+        with pytest.raises(BadInput, match="texture_size"):
+            MODEL.resolve({"texture_size": size})
 
 
 async def test_guidance_is_that_of_the_weights_unless_given(sam3d: Harnessed, scene: Any) -> None:
