@@ -17,8 +17,11 @@ from PIL import Image
 from polypod.build.declared import serving_lock
 from polypod.build.dockerfile import dockerfile
 from polypod.errors import BadInput
+from polypod.image import Home
 from polypod.jobs.faults import explained
 from polypod.jobs.job import JobError
+from polypod.workers import process
+from polypod.workers.spec import spec_of
 from services.synchuman.model import MODEL, VIEWS
 from tests.contracts import standins
 from tests.contracts.harnessed import Harnessed, Ran, harnessed
@@ -431,6 +434,15 @@ def test_the_image_holds_what_the_worker_asks_for() -> None:
     for absent in ("rembg==", "open3d==", "kaolin==", "flash-attn=="):
         assert absent not in locked
     assert all(url.sha256 or url.md5 for url in MODEL.weights.urls)
+
+
+def test_attention_is_xformers_whatever_is_set_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wrappers' documents ask for flash_attn there, which the image does not hold."""
+    names = ("ATTN_BACKEND", "SPARSE_ATTN_BACKEND")
+    for name in names:
+        monkeypatch.setenv(name, "flash_attn")
+    spec = spec_of(MODEL, "stage1", Home(Path("/opt")), python="", device="cuda:0", env={})
+    assert [process.environment(spec.env)[name] for name in names] == ["xformers"] * 2
 
 
 def test_the_pipeline_file_is_made_to_name_folders(tmp_path: Path) -> None:
