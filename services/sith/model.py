@@ -401,7 +401,11 @@ MODEL = Model(
         vram_gb={"fit": 8, "back": 20, "reconstruct": 20},
         cases=(
             Case(
-                when={"back_model": "SiTH-diffusion-1K", "back_views_at_once": {"min": 3}},
+                when={
+                    "back_model": "SiTH-diffusion-1K",
+                    "back_views": {"min": 3},
+                    "back_views_at_once": {"min": 3},
+                },
                 vram_gb={"back": 40},
                 source="an estimate: upstream only says to lower the number of pictures at 1024",
             ),

@@ -413,6 +413,14 @@ async def test_a_missing_body_model_is_told_at_load(tmp_path: Path, person: Any)
     assert explained(ran.error, MODEL).code == "weights_missing"
 
 
+def test_a_job_needs_memory_for_the_views_that_it_makes_at_once() -> None:
+    def needs(**given: Any) -> float:
+        return MODEL.vram_gb(MODEL.resolve({"back_model": "SiTH-diffusion-1K", **given}))["gpu"]
+
+    assert needs() == needs(back_views=3) == 40
+    assert needs(back_views=1) == needs(back_views_at_once=2) == needs(preset="ultra") == 20
+
+
 def test_declaration_holds_together() -> None:
     declared = {name for stage in MODEL.stages for name in stage.params}
     general = {"output_format"}
