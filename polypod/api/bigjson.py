@@ -7,6 +7,7 @@ copies it twice. Cutting the picture out first takes a few memory searches; what
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn, cast
@@ -20,6 +21,10 @@ MAX_REST = 1 << 20
 MAX_QUOTES = 100_000
 MAX_DEPTH = 100
 """Of lists and objects in each other: what walks through them calls itself."""
+
+
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+"""What may be half a character: one of a surrogate pair."""
 
 
 class Long:
@@ -65,6 +70,16 @@ def plain(value: Any) -> Any:
     return value
 
 
+def _of_whole_characters(document: Any, body: bytes | bytearray) -> Any:
+    """Half of one could neither be kept nor told."""
+    if _HALF.search(body):
+        try:
+            json.dumps(document, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("there is half a surrogate pair in it") from None
+    return document
+
+
 def not_too_deep(value: Any) -> Any:
     """`value`, if all that walk through it reach its ground. Raises ValueError."""
     level = [value]
@@ -83,7 +98,8 @@ def _items(value: Any) -> Iterable[Any]:
 
 def _parse(body: bytes | bytearray) -> Any:
     try:
-        return not_too_deep(json.loads(body, strict=False, parse_constant=_no_constant))
+        document = json.loads(body, strict=False, parse_constant=_no_constant)
+        return _of_whole_characters(not_too_deep(document), body)
     except (ValueError, RecursionError) as error:
         raise BadRequest(
             f"The body is not JSON: {error}.", "Check quotes and commas; encoding is UTF-8."

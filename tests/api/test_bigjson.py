@@ -39,6 +39,10 @@ def test_it_reads_what_json_reads(document: object) -> None:
     assert bigjson.plain(bigjson.loads(body)) == json.loads(body)
 
 
+def test_both_halves_are_a_character() -> None:
+    assert bigjson.loads(b'{"a": "\\ud83d\\ude00"}') == {"a": "\U0001f600"}
+
+
 def test_raw_line_breaks_in_strings_are_accepted() -> None:
     assert bigjson.loads(b'{"image": "ab\ncd"}') == {"image": "ab\ncd"}
     long = bigjson.loads(b'{"image": "' + LONG.encode() + b'\nab"}')["image"]
@@ -54,6 +58,8 @@ def test_raw_line_breaks_in_strings_are_accepted() -> None:
         b'{"a": Infinity}',
         b"[" * 100_000,
         b"[" * 500 + b"]" * 500,
+        b'{"a": "\\ud83d"}',
+        b'{"a": "\xed\xa0\xbd"}',
         b'{"image": "' + LONG.encode() + b'", "a": ' + b"[" * 500 + b"]" * 500 + b"}",
         b'{"a": ' + b"9" * 5000 + b"}",
         b'{"image": "' + LONG.encode(),

@@ -140,7 +140,7 @@ def translated(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, 
         "seed": given.get("seed", 42),
         "output_format": "ply" if given.get("output_format") == "ply" else "glb",
         "with_texture": textured,
-        "mask_mode": {"center": "center", "full": "full"}.get(given.get("mask_mode", ""), "auto"),
+        "mask_mode": {"center": "center", "full": "full"}.get(str(given.get("mask_mode")), "auto"),
     }
     if asked["output_format"] == "glb":
         asked |= {

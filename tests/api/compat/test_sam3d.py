@@ -265,5 +265,6 @@ def test_parameters_become_those_of_the_model() -> None:
     splat = translated({"output_format": "ply", "inference_steps": 99}, known)
     assert SAM3D.resolve(splat)["stage1_inference_steps"] == 25
     assert translated({"mask_mode": "alpha"}, known)["mask_mode"] == "auto"
+    assert translated({"mask_mode": []}, known)["mask_mode"] == "auto"
     assert translated({"mask_mode": "center"}, known)["mask_mode"] == "center"
     assert set(translated({}, {"seed", "texture_size"})) == {"seed", "texture_size"}
