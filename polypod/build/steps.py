@@ -165,6 +165,8 @@ def _compiled(part: Compiled, site: Site) -> Layer:
     fetched = part.commit != ""
     source = build if fetched else home.fill(part.url)
     env = {"TORCH_CUDA_ARCH_LIST": ";".join(site.architectures), **part.env}
+    if fetched:  # on the same disk: flash_attn moves the wheel that it fetches to uv's cache
+        env = {"UV_CACHE_DIR": f"{build}.cache", **env}
     args = "".join(f" {shlex.quote(argument)}" for argument in part.args)
     folder = f"{source}/{part.folder}" if part.folder else source
     compile_it = f"{_install(site)} --no-build-isolation{args} {folder}"
@@ -173,7 +175,7 @@ def _compiled(part: Compiled, site: Site) -> Layer:
         (
             *(_fetch(part.url, part.commit, build, part.submodules) if fetched else ()),
             f"{_exports(env, home)} && {compile_it}",
-            *((f"rm -rf {build}",) if fetched else ()),
+            *((f"rm -rf {build} {build}.cache",) if fetched else ()),
         ),
     )
 
