@@ -157,6 +157,7 @@ IMAGE = Image(
             "https://github.com/Dao-AILab/flash-attention",
             "060c9188beec3a8b62b33a3bfa6d5d2d44975fab",
             submodules=("csrc/cutlass",),
+            env={"FLASH_ATTENTION_TRITON_AMD_ENABLE": "TRUE"},  # else it clones AMD's kernels
         ),
     ),
     env={
