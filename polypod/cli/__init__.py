@@ -143,7 +143,9 @@ def generate(
 
 @app.command(rich_help_panel="Make 3D models", epilog="Example: [bold]polypod run photo.jpg[/bold]")
 def run(
-    photo: Annotated[str, typer.Argument(metavar="PHOTO", help="A file.", show_default=False)],
+    photo: Annotated[
+        str, typer.Argument(metavar="PHOTO", help="A file or URL.", show_default=False)
+    ],
     model: Annotated[
         str, typer.Option("--model", "-m", envvar="POLYPOD_MODEL", help="One of services/.")
     ] = "inflate",

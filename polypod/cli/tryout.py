@@ -101,5 +101,6 @@ def _tell_next(item: Item, order: Order, presets: list[str], seconds: float) -> 
         (typed("generate YOUR_PHOTO.jpg"), "your own pictures, many at once"),
         (typed(f"models {item.model}"), "what it can be told"),
     )
+    width = max(len(command) for command, _ in steps)
     for command, meaning in steps:
-        out.print(f"  [bold]{escape(command):44}[/bold] {escape(meaning)}", soft_wrap=True)
+        out.print(f"  [bold]{escape(f'{command:{width}}')}[/bold]   {escape(meaning)}")
