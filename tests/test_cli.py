@@ -653,7 +653,8 @@ def test_run_tells_why_it_does_not_start(egg, place):
     running = child("run", "egg.png", "--data", "blocked")
     _, complaint = running.communicate(timeout=120)
     assert running.returncode == 1
-    assert "The service" in complaint and "Traceback" not in complaint
+    told = "The service" if place else "The data folder"
+    assert told in complaint and "Traceback" not in complaint
     assert "blocked" in complaint or "database" in complaint
     assert processes_of(egg) == []
 
