@@ -69,7 +69,8 @@ def check_body(ours: dict, trained: dict) -> None:
     """Whether the SMPL-X file is the one that the checkpoint was trained with."""
     for name in ("v_template", "shapedirs", "posedirs", "lbs_weights"):
         mine, theirs = (d[BODY + name].cpu().float().numpy() for d in (ours, trained))
-        if mine.shape != theirs.shape or abs(mine - theirs).max() > 1e-3:
+        # bf16's rounding: two of the three ways in which train.py:377-395 trains cast tables to it
+        if mine.shape != theirs.shape or not np.allclose(mine, theirs, rtol=2**-8, atol=1e-3):
             raise NotInstalled(f"SMPLX_NEUTRAL.pkl is not the trained one: {name} differs.")
 
 

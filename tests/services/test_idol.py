@@ -16,6 +16,7 @@ from polypod.image import Image as Environment
 from polypod.jobs.faults import explained
 from polypod.jobs.job import JobError
 from polypod.settings import Settings
+from services.idol.loading import BODY, NotInstalled, check_body
 from services.idol.model import MODEL, STILLS
 from services.idol.motions import read_motion
 from services.idol.splats import COLUMNS, write_mesh, write_splats
@@ -426,6 +427,30 @@ async def test_another_body_model_is_told_at_the_load(tmp_path: Path, person: An
     told = in_words(ran)
     assert (ran.failed_in, told.code) == ("reconstruct", "weights_missing")
     assert "SMPL-X body model" in told.message and "v_template" in told.message
+
+
+class Tensor:
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def cpu(self) -> Tensor:
+        return self
+
+    float = cpu
+
+    def numpy(self) -> np.ndarray:
+        return self.values
+
+
+def test_a_body_that_training_has_rounded_is_the_same() -> None:
+    names = [f"{BODY}{name}" for name in ("v_template", "shapedirs", "posedirs", "lbs_weights")]
+    values = np.random.default_rng(1).uniform(-1, 1, (200, 3)).astype(np.float32)
+    rounded = ((values.view(np.uint32) + 0x8000) & 0xFFFF0000).view(np.float32)  # as bf16
+    assert abs(rounded - values).max() > 1e-3
+    ours = {name: Tensor(values) for name in names}
+    check_body(ours, {name: Tensor(rounded) for name in names})
+    with pytest.raises(NotInstalled, match="v_template differs"):
+        check_body(ours, {name: Tensor(rounded + 0.01) for name in names})
 
 
 async def test_a_missing_body_model_is_told_at_the_load(tmp_path: Path, person: Any) -> None:
