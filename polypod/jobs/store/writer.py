@@ -75,7 +75,8 @@ class Writer:
         self._waiting: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._closed = False
         self._connection: Connection | None = None
-        self._syncs = True
+        self._syncs: bool | None = None
+        """None: it is not known. The pool gives a connection back as an error has left it."""
         self._thread = threading.Thread(target=self._run, name="polypod-writer", daemon=True)
         self._thread.start()
 
@@ -179,7 +180,7 @@ class Writer:
 
     def _connect(self) -> Connection:
         if self._connection is None:
-            self._connection, self._syncs = self._engine.connect(), True
+            self._connection, self._syncs = self._engine.connect(), None
         return self._connection
 
     def _sync(self, connection: Connection, on: bool) -> None:

@@ -135,6 +135,17 @@ async def test_sqlite_syncs_whatever_has_something_durable_in_it(writer: Writer)
     assert await writer.hand_over(level) == full
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_sqlite_syncs_after_an_error_left_the_connection_as_it_was(writer: Writer) -> None:
+    def fail(connection: Connection) -> None:
+        connection.execute(text("SELECT 1 FROM nowhere"))
+
+    with pytest.raises(Unavailable):
+        await writer.hand_over(fail, durable=False)
+    level = await writer.hand_over(lambda c: c.execute(text("PRAGMA synchronous")).scalar_one())
+    assert level == 2
+
+
 @pytest.mark.parametrize("error", [RuntimeError("mine"), Conflict("mine")])
 async def test_an_item_that_raises_undoes_only_itself(writer: Writer, error: Exception) -> None:
     gate = await Gate.shut(writer)
