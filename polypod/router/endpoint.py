@@ -33,6 +33,7 @@ FIRST_BACKOFF_S = 2.0
 MOST_BACKOFF_S = 30.0
 STEADY_S = 60.0
 """What was ready for so long begins with a short pause again."""
+MOST_REASON = 500
 NOWHERE = "http://stopped.invalid"
 
 _URL = re.compile(
@@ -131,6 +132,8 @@ class Endpoint:
             self.set_state(state, reason)
 
     def set_state(self, state: State, reason: str = "") -> None:
+        # may be the pod's own words, and goes to a terminal
+        reason = "".join(c if c.isprintable() else " " for c in reason[:MOST_REASON])
         if self.state != state:
             log.info("endpoint %s: %s %s", self.id, state, reason)
             self.since = time.time()

@@ -37,6 +37,7 @@ AGAIN_S = (0.5, 2.0)
 MOST_TEXT = 2001
 """Characters of a line that a model prints (`workers.output`)."""
 MOST_ETA_S = 1e8
+MOST_ASSETS = 1000
 MOST_MANIFEST = 1 << 22
 """Bytes."""
 STATUSES = ("queued", "processing", "completed", "failed", "cancelled")
@@ -128,7 +129,7 @@ class Errand:
             raise Gone
 
     def _tell(self, event: Event, gathering: asyncio.Event) -> JobView:
-        live, view = self._live, _checked(event.job, self._live)
+        live, view = self._live, checked(event.job, self._live)
         if event.kind == "log":
             self._book.logged(live, _text(event.data.get("line", "")))
             return view
@@ -246,13 +247,17 @@ class Errand:
         return {MANIFEST} if job.until else {MANIFEST, model.result_name(job.params)}
 
 
-def _checked(view: JobView, live: RoutedLive) -> JobView:
+def checked(view: JobView, live: RoutedLive) -> JobView:
     """Raises ValueError where it is not a state of the job."""
-    eta_s: object = view.eta_seconds
-    known_eta = eta_s is None or (isinstance(eta_s, int | float) and 0 <= eta_s < MOST_ETA_S)
-    if view.id != live.job.id or view.status not in STATUSES or not known_eta:
+    if view.id != live.job.id or view.status not in STATUSES or not _is_eta(view.eta_seconds):
         raise ValueError("What it answers is not the state of the job.")
+    if len(view.assets) > MOST_ASSETS:
+        raise ValueError("It tells of more files than a job has.")
     return view
+
+
+def _is_eta(told: object) -> bool:
+    return told is None or (isinstance(told, int | float) and 0 <= told < MOST_ETA_S)
 
 
 def _text(told: object) -> str:

@@ -9,9 +9,14 @@ import httpx
 import pytest
 
 from polypod.client import ClientError
+from polypod.client.views import JobView
 from polypod.jobs.finished import file_of, run_of
+from polypod.jobs.job import Job
 from polypod.router.endpoint import Endpoint, Known, health_of
+from polypod.router.errand import checked
+from polypod.router.routed import RoutedLive
 from tests.bento import free_port
+from tests.models.stub.model import MODEL
 from tests.router.network import Network, answer
 
 HEALTH = {"status": "healthy", "api": 1, "slots": [{"slots": ["gpu"], "vram_gb": 24.0}]}
@@ -71,6 +76,23 @@ def test_a_run_that_cannot_be_is_refused(run):
     assert run_of(RUN).seconds == 0.5
     with pytest.raises(ValueError):
         run_of(RUN | run)
+
+
+def test_what_a_pod_says_of_itself_is_one_short_line():
+    endpoint = Endpoint(Known("pod", ""))
+    endpoint.set_state("lost", "\x1b[2J\n" + "x" * 10**6)
+    assert endpoint.reason.isprintable() and len(endpoint.reason) < 1000
+
+
+def test_a_pod_that_makes_files_for_ever_is_refused():
+    job = Job("1" * 32, "stub", "", {}, {}, 0.0)
+    live = RoutedLive(job, MODEL, ())
+    files = [{"name": f"{n}.png", "kind": "output"} for n in range(2000)]
+    told = {"job_id": job.id, "status": "processing"}
+    assert checked(JobView.parse(told | {"assets": files[:10]}), live)
+    for wrong in ({"assets": files}, {"status": "fine"}, {"job_id": "2"}, {"eta_seconds": "soon"}):
+        with pytest.raises(ValueError):
+            checked(JobView.parse(told | wrong), live)
 
 
 def test_a_pod_cannot_send_the_router_to_another_server():
