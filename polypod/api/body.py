@@ -67,9 +67,9 @@ async def read_json(request: Request) -> dict[str, Any]:
     # curl -d says that JSON is a form; a script that sets no type means JSON too.
     untold = kind in ("", "application/x-www-form-urlencoded") and start[:1] in (b"{", b"")
     if not untold and kind != "application/json" and not kind.endswith("+json"):
+        forms = "" if kind == "multipart/form-data" else " or multipart/form-data"
         raise UnsupportedMedia(
-            f"Content-Type {kind[:100]!r} is not accepted.",
-            "Send application/json or multipart/form-data.",
+            f"Content-Type {kind[:100]!r} is not accepted here.", f"Send application/json{forms}."
         )
     if not body:
         return {}
