@@ -13,13 +13,13 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
-from click.testing import Result
 from sqlalchemy.engine import URL, make_url
 
 from polypod.jobs.store.store import Store
@@ -38,7 +38,7 @@ def sqlite_url(tmp_path: Path) -> str:
 @pytest.fixture
 def started_once(
     monkeypatch: pytest.MonkeyPatch,
-) -> Callable[[str, Path], AbstractContextManager[Callable[..., Result]]]:
+) -> Callable[[str, Path], AbstractContextManager[Callable[..., Any]]]:
     """`polypod run` with a folder for its data, in this process; all with one router and pod."""
     from typer.testing import CliRunner  # here: few tests need the whole command line
 
@@ -47,7 +47,7 @@ def started_once(
     from polypod.router.once import running_router
 
     @contextmanager
-    def started(model: str, data: Path) -> Iterator[Callable[..., Result]]:
+    def started(model: str, data: Path) -> Generator[Callable[..., Any]]:
         settings = read_settings().model_copy(update={"data": data.absolute()})
         with (
             running_router(model, settings, data.with_suffix(".log")) as router,
