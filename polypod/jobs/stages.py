@@ -197,8 +197,12 @@ class StageRunner:
         live.next_key = ""
 
     def _claim(self, live: Live, key: str) -> None:
-        """This job computes the stage of `key`; others wait for it."""
-        self._computing.setdefault(key, live.job.id)
+        """This job computes the stage of `key`; others wait for it.
+
+        One that has ended claims nothing: it has let go of its keys, and would not do so again.
+        """
+        if not live.ended:
+            self._computing.setdefault(key, live.job.id)
 
     def _release(self, live: Live) -> None:
         """Let others compute what this job was computing."""

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 
@@ -20,6 +21,8 @@ from polypod.settings import Settings
 from tests.models.stub.model import MODEL
 
 LIMIT_S = 30
+ONLY_GPU = replace(MODEL, stages=tuple(replace(s, slot="gpu") for s in MODEL.stages))
+"""Both stages are a chain in one worker."""
 
 
 def run(scenario, tmp_path, model=MODEL, **settings):
@@ -295,6 +298,30 @@ def test_cancel_ends_the_job_and_frees_the_worker(tmp_path, how):
     run(scenario, tmp_path)
 
 
+def test_a_job_cancelled_while_its_stage_is_published_holds_up_no_equal_one(tmp_path):
+    entered, go_on = threading.Event(), threading.Event()
+
+    async def scenario(engine):
+        put_file = engine.blobs.put_file
+
+        def held(*args):
+            entered.set()
+            go_on.wait(LIMIT_S)
+            return put_file(*args)
+
+        engine.blobs.put_file = held
+        first = await submit(engine, seconds=1, steps=100)
+        await until(entered.is_set)
+        await engine.cancel(first)
+        go_on.set()
+        while not await engine.store.stage_keys():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return await ended(engine, await submit(engine, seconds=1, steps=100))
+
+    job = run(scenario, tmp_path, ONLY_GPU)
+    assert (job.status, kept(job)) == ("completed", {"prepare": True, "work": False})
+
+
 def test_delete_cancels_what_runs_and_removes_what_ended(tmp_path):
     async def scenario(engine):
         job = await submit(engine, seconds=600, steps=1000)
@@ -388,8 +415,6 @@ def test_max_concurrent_runs_as_many_at_once(tmp_path):
 
 
 def test_what_is_reserved_moves_to_the_place_that_is_free_first(tmp_path):
-    only_gpu = replace(MODEL, stages=tuple(replace(s, slot="gpu") for s in MODEL.stages))
-
     async def scenario(engine):
         long = await submit(engine, b"1", seconds=600, steps=1000)
         short = await submit(engine, b"2", seconds=1)
@@ -400,7 +425,7 @@ def test_what_is_reserved_moves_to_the_place_that_is_free_first(tmp_path):
         await engine.cancel(long)
         return done
 
-    jobs = run(scenario, tmp_path, only_gpu, max_concurrent=2)
+    jobs = run(scenario, tmp_path, ONLY_GPU, max_concurrent=2)
     assert [j.status for j in jobs] == ["completed"] * 4
 
 
