@@ -236,7 +236,8 @@ MODEL = Model(
         url=f"https://github.com/Tencent-Hunyuan/Hunyuan3D-2.1/blob/{COMMIT}/LICENSE",
         note="Neither the model nor what it makes may be used in the European Union, the United "
         "Kingdom or South Korea. Above a million monthly users a licence of its own is needed. "
-        "What it makes may not be used to improve other AI models. Serving it counts as use.",
+        "What it makes may not be used to improve other AI models. Serving it counts as use. An "
+        "image that is passed on needs the Notice file of section 3d.",
         parts={
             "DINOv2 giant": "Apache-2.0",
             "Real-ESRGAN": "BSD-3-Clause",
