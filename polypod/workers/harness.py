@@ -202,8 +202,10 @@ class Harness:
         self.changed.notify()
 
     def on_revoke(self, order) -> None:
-        if self.take_back(lambda job: job.id == order["task"]):
-            self.channel.send("revoked", task=order["task"])
+        """With what waits of its chain: taken back in part, a chain would end without a word."""
+        chain = {job.chain for job in self.queue if job.id == order["task"]} - {""}
+        for job in self.take_back(lambda job: job.id == order["task"] or job.chain in chain):
+            self.channel.send("revoked", task=job.id)
 
     def on_cancel(self, order) -> None:
         if self.job is not None and self.job.id == order["task"]:

@@ -193,8 +193,7 @@ class Pool:
         lane = self._lanes[place]
         if lane.reserved and (worker := lane.workers.get(lane.reserved.assignment.worker)):
             lane.reserved.revoking = True
-            for task in reversed(lane.reserved.assignment.tasks):
-                worker.revoke(task.id)
+            worker.revoke(lane.reserved.assignment.tasks[0].id)
 
     def cancel(self, job: str) -> None:
         """Make the job's tasks end: unstarted ones at once, a running one within its grace."""

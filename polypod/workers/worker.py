@@ -158,7 +158,7 @@ class Worker:
         self._channel.send({"op": "run", "task": asdict(task), "seen": self._breaks})
 
     def revoke(self, task_id: str) -> None:
-        """Takes back a queued task: `Revoked`, or no answer if it has started."""
+        """Takes back a queued task and its chain: `Revoked`, or no answer if it has started."""
         if self.alive and task_id in self._tasks:
             self._channel.send({"op": "revoke", "task": task_id})
 

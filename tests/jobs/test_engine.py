@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import signal
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -427,6 +429,24 @@ def test_what_is_reserved_moves_to_the_place_that_is_free_first(tmp_path):
 
     jobs = run(scenario, tmp_path, ONLY_GPU, max_concurrent=2)
     assert [j.status for j in jobs] == ["completed"] * 4
+
+
+def test_a_chain_that_has_begun_is_not_taken_back_in_part(tmp_path):
+    async def scenario(engine):
+        await running(engine, await submit(engine, b"1", seconds=0.3))
+        second = await submit(engine, b"2", prepare_seconds=0.5)
+        pool = engine.runner.pool
+        lane = next(lane for lane in pool._lanes.values() if "gpu" in lane.slots)
+        await until(lambda: lane.reserved)
+        channel = lane.workers["stub", "gpu"]._channel._socket
+        come = b""
+        while second.id.encode() not in come:  # the loop stands still: it begins, and none knows
+            select.select([channel], [], [])
+            come = channel.recv(1 << 16, socket.MSG_PEEK)
+        pool.revoke(lane.id)
+        return await ended(engine, second)
+
+    assert run(scenario, tmp_path, ONLY_GPU).status == "completed"
 
 
 def test_an_idle_worker_is_ended_and_loaded_again_for_the_next_job(tmp_path):
