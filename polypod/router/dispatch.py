@@ -117,6 +117,9 @@ class Dispatcher:
         return Counter(live.model.name for live in lives if not (live.handed or live.ended))
 
     def _came(self, endpoint: Endpoint) -> None:
+        if endpoint.store_id == self._book.store.store_id:  # it would wait for itself for ever
+            endpoint.take_out("unusable", "It is this router itself.")
+            return
         self._book.learn(self.endpoints.newest(endpoint.models))
         self._background.run(self._keep_cards(endpoint.models))
         if self._leads:

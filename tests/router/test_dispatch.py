@@ -192,6 +192,16 @@ def test_endpoints_are_registered_and_drained(tmp_path):
         assert router.client.delete("/endpoints/nobody").status_code == 404
 
 
+def test_a_router_is_no_endpoint_of_its_own(tmp_path):
+    """It would hand a job to itself, and wait for itself."""
+    with fleet(tmp_path) as (router, _):
+        asked = {"url": router.url, "id": "self"}
+        assert router.client.post("/endpoints", json=asked).status_code == 201
+        until(lambda: router.endpoints()["self"]["reason"] == "It is this router itself.")
+        jobs = [router.submit(PICTURE)["job_id"] for _ in range(3)]
+        assert {router.ended(job)["status"] for job in jobs} == {"completed"}
+
+
 def test_what_waits_behind_another_goes_to_an_endpoint_that_has_nothing_to_do(tmp_path):
     """Its preparing, which ran ahead, is not done again; the pod that it leaves keeps nothing."""
     with fleet(tmp_path, pods=2) as (router, first, second):
