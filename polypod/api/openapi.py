@@ -40,6 +40,7 @@ _FILE = "application/octet-stream"
 _EVENTS = "text/event-stream"
 _SUBMIT_ERRORS = (400, 404, 409, 410, 413, 415, 422, 429, 503)
 _KEY = {"Idempotency-Key": "Repeating a request with the same key makes no second job."}
+_OR_WAIT = ", or wait for its result (Accept: model/gltf-binary)"
 _RANGE = {"Range": "One range of bytes.", "If-None-Match": "An ETag.", "If-Range": "An ETag."}
 _LAST = {"Last-Event-ID": "Goes on after this event; an unknown one is harmless."}
 _LAST_QUERY: Schema = {"type": "string", "description": _LAST["Last-Event-ID"]}
@@ -61,9 +62,9 @@ _FORMAT: Schema = {"type": "string", "description": "File format; converted wher
 
 OPERATIONS = (
     Operation(
-        *("POST", "/generate", "Jobs", "Submit a job"),
-        answers={202: "Accepted"},
-        errors=_SUBMIT_ERRORS,
+        *("POST", "/generate", "Jobs", f"Submit a job{_OR_WAIT}"),
+        answers={202: "Accepted", 200: _FILE},
+        errors=(*_SUBMIT_ERRORS, 504),
         headers=_KEY,
         body="generate",
     ),
@@ -75,9 +76,9 @@ OPERATIONS = (
         body="generate",
     ),
     Operation(
-        *("POST", "/models/{model}/generate", "Jobs", "Submit a job for this model"),
-        answers={202: "Accepted"},
-        errors=_SUBMIT_ERRORS,
+        *("POST", "/models/{model}/generate", "Jobs", f"Submit a job for this model{_OR_WAIT}"),
+        answers={202: "Accepted", 200: _FILE},
+        errors=(*_SUBMIT_ERRORS, 504),
         headers=_KEY,
         body="generate",
     ),

@@ -115,5 +115,14 @@ def test_every_reference_leads_somewhere() -> None:
         assert reference.removeprefix("#/components/schemas/") in DOCUMENT["components"]["schemas"]
 
 
+def test_a_submit_that_waits_for_its_result_is_described(server: Server) -> None:
+    accept = {"Accept": "model/gltf-binary"}
+    for path in ("/generate", "/models/{model}/generate"):
+        url = path.replace("{model}", MODEL.name)
+        answer = server.client.post(url, files={"image": PNG}, headers=accept)
+        assert answer.status_code == 200, answer.text
+        assert {"200", "504"} <= DOCUMENT["paths"][path]["post"]["responses"].keys()
+
+
 def test_the_server_shows_it(server: Server) -> None:
     assert server.client.get("/openapi.json").json() == DOCUMENT
