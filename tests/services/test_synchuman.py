@@ -401,10 +401,9 @@ def test_run_on_the_command_line_skips_a_kept_first_stage(
         return [row["values"] for row in made if row["call"].endswith(name)]
 
     standins.lay_fault(upstream, "to_glb", "RuntimeError", "CUDA out of memory")
-    command = [sys.executable, "-m", "polypod.cli", "run", "person.png", "-m", "synchuman"]
-    command += ["--data", "work", "-p", "stage1_steps=30"]
-    failed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert failed.returncode == 1 and "texture_size" in failed.stderr, failed.stderr
+    with started_once("synchuman", Path("work")) as run:
+        failed = run("person.png", "-p", "stage1_steps=30")
+        assert failed.exit_code == 1 and "texture_size" in failed.stderr, failed.stderr
     standins.lay_fault(upstream, "", "", "")
     with started_once("synchuman", Path("work")) as run:
         again = run("person.png", "--skip_stage1")
