@@ -48,7 +48,7 @@ class _File(BaseModel):
 
 class _Run(BaseModel):
     stage: str = Field(max_length=100)
-    seconds: FiniteFloat
+    seconds: FiniteFloat = Field(ge=0)
     device: str = Field(max_length=100)
     kept: bool
     peak_memory: int = Field(0, ge=0, lt=2**53)

@@ -40,6 +40,7 @@ MOST_ETA_S = 1e8
 MOST_ASSETS = 1000
 MOST_MANIFEST = 1 << 22
 """Bytes."""
+MOST_STAGES = 100
 STATUSES = ("queued", "processing", "completed", "failed", "cancelled")
 _HOME = ("output", "manifest")
 
@@ -170,7 +171,7 @@ class Errand:
         asset = Asset(view.name, ref, kind, _text(view.stage))
         if asset.kind == "manifest":
             path = await path_of(self._blobs, ref.digest)
-            self._runs = await asyncio.to_thread(_stage_runs, path)
+            self._runs = await asyncio.to_thread(stage_runs, path)
         new = asset.name not in {known.name for known in self._live.assets}
         if asset.kind == "output" and new and not self._live.ended:
             self._live.assets.append(asset)
@@ -271,12 +272,12 @@ def _began_at(view: JobView, live: RoutedLive) -> float:
     return max(live.job.created_at, min(view.started_at or now, now))
 
 
-def _stage_runs(manifest: Path) -> list[StageRun]:
+def stage_runs(manifest: Path) -> list[StageRun]:
     """The stages as the pod's manifest tells them."""
     if manifest.stat().st_size > MOST_MANIFEST:
         raise ValueError("Its manifest is too large.")
     memory = {"peak_memory": "peak_memory_bytes", "peak_gpu_memory": "peak_gpu_memory_bytes"}
-    return [
-        run_of(s | {ours: s.get(theirs, 0) for ours, theirs in memory.items()})
-        for s in read_json(manifest.read_bytes())["stages"]
-    ]
+    stages = read_json(manifest.read_bytes())["stages"]
+    if len(stages) > MOST_STAGES:  # each would be a series of metrics for ever
+        raise ValueError("Its manifest tells of more stages than a model has.")
+    return [run_of(s | {ours: s.get(theirs, 0) for ours, theirs in memory.items()}) for s in stages]

@@ -13,7 +13,7 @@ from polypod.client.views import JobView
 from polypod.jobs.finished import file_of, run_of
 from polypod.jobs.job import Job
 from polypod.router.endpoint import Endpoint, Known, health_of
-from polypod.router.errand import checked
+from polypod.router.errand import checked, stage_runs
 from polypod.router.routed import RoutedLive
 from tests.bento import free_port
 from tests.models.stub.model import MODEL
@@ -93,6 +93,20 @@ def test_a_pod_that_makes_files_for_ever_is_refused():
     for wrong in ({"assets": files}, {"status": "fine"}, {"job_id": "2"}, {"eta_seconds": "soon"}):
         with pytest.raises(ValueError):
             checked(JobView.parse(told | wrong), live)
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [5, [5], [RUN] * 1000, [RUN | {"seconds": float("nan")}], [RUN | {"peak_memory_bytes": "x"}]],
+    ids=["number", "numbers", "endless", "nan", "text"],
+)
+def test_a_manifest_that_cannot_be_is_refused(tmp_path, stages):
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"stages": [RUN | {"peak_memory_bytes": 7}]}))
+    assert [run.peak_memory for run in stage_runs(manifest)] == [7]
+    manifest.write_text(json.dumps({"stages": stages}))
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        stage_runs(manifest)
 
 
 def test_a_pod_cannot_send_the_router_to_another_server():
