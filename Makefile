@@ -18,7 +18,7 @@ help: ## list the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 run: $(SERVING) ## a photograph in, a 3D model in out/ (PHOTO=..., OUT=...)
-	@$(BIN)/polypod run $(PHOTO) -o $(OUT) $(ARGS)
+	@$(BIN)/polypod run "$(PHOTO)" -o "$(OUT)" $(ARGS)
 
 serve: $(SERVING) ## router and endpoints on 127.0.0.1:8000 until Ctrl-C (PORT=...)
 	@exec $(BIN)/polypod up $(ARGS)

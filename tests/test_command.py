@@ -56,3 +56,17 @@ def test_another_polypod_on_the_path_is_not_ours(tmp_path: Path) -> None:
     other.write_text("#!/bin/sh\n")
     other.chmod(0o755)
     assert shlex.split(told(tmp_path, str(tmp_path)))[0] == str(SCRIPT)
+
+
+def test_make_run_takes_a_photo_with_a_space_in_its_name(tmp_path: Path) -> None:
+    installed = tmp_path / "installed"
+    installed.touch()
+    words = [
+        "run",
+        "PHOTO=no such.jpg",
+        "OUT=my out",
+        f"BIN={SCRIPT.parent}",
+        f"SERVING={installed}",
+    ]
+    ran = subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "There is no file no such.jpg." in ran.stderr
