@@ -46,8 +46,8 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 
 def write_picture(path: Path, picture: np.ndarray, options: list[int]) -> None:
-    if not cv2.imwrite(str(path), picture, options):
-        raise OSError(f"Cannot write {path}.")
+    # not imwrite, which leaves half a file on a full disk and calls it written
+    path.write_bytes(cv2.imencode(path.suffix, picture, options)[1].tobytes())
 
 
 def shrink(picture: np.ndarray, longest: int) -> np.ndarray:

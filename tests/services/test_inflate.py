@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import trimesh
 
 from services.inflate import worker
 from services.inflate.model import MODEL
+from services.inflate.pictures import write_picture
 
 PHOTO = Path(__file__).parents[2] / "examples" / "duck.jpg"
 STATE = worker.load("cpu", {})
@@ -340,3 +342,11 @@ def test_declaration_holds_together() -> None:
     assert "No effect" in MODEL.card["parameters"]["properties"]["seed"]["description"]
     assert [s.name for s in MODEL.stages] == ["cutout", "inflate", "texture", "export"]
     assert {s.slot for s in MODEL.stages} == {"cpu"}
+
+
+@pytest.mark.parametrize("name", ["input.png", "texture.jpg"])
+def test_a_full_disk_leaves_no_half_picture_that_counts_as_written(tmp_path, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError) as told:
+        write_picture(tmp_path / name, np.zeros((64, 64, 3), np.uint8), [])
+    assert told.value.errno == errno.ENOSPC
