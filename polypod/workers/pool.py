@@ -26,7 +26,7 @@ from polypod.workers.spec import spec_of
 from polypod.workers.worker import StageTask, Worker
 
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""How long a lane stays closed after so many deaths in a roe."""
+"""How long a lane stays closed after so many deaths in a row."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class _Handed:
     assignment: Assignment
     open: dict[str, StageTask]
     """Tasks that have not ended, by id."""
+    worker: Worker | None = None
+    """Who has it; None: it is not there yet."""
     started: bool = False
     settled: bool = False
     """Failed or cancelled: nothing more is to be told of it."""
@@ -81,6 +83,8 @@ class _Lane:
     slots: frozenset[str]
     capacity_gb: float | None
     workers: OrderedDict[WorkerKey, Worker] = field(default_factory=OrderedDict[WorkerKey, Worker])
+    leaving: list[Worker] = field(default_factory=list[Worker])
+    """Told to end, so that their memory is free: nothing is loaded before they are gone."""
     running: _Handed | None = None
     reserved: _Handed | None = None
     deaths: int = 0
@@ -166,7 +170,9 @@ class Pool:
     async def stop(self) -> None:
         self._stopping = True
         await self._background.stop()
-        workers = [worker for lane in self._lanes.values() for worker in lane.workers.values()]
+        workers = [
+            w for lane in self._lanes.values() for w in (*lane.workers.values(), *lane.leaving)
+        ]
         await asyncio.gather(*(worker.stop() for worker in workers))
 
     # What the engine asks
@@ -200,10 +206,10 @@ class Pool:
         for lane in self._lanes.values():
             for handed in lane.handed():
                 if handed.assignment.job == job:
-                    worker = lane.workers.get(handed.assignment.worker)
+                    handed.settled |= handed.worker is None
                     for task_id in list(handed.open):
-                        if worker:
-                            worker.cancel(task_id)
+                        if handed.worker:
+                            handed.worker.cancel(task_id)
 
     # What users are shown
 
@@ -243,9 +249,10 @@ class Pool:
     async def _preload(self, lane: _Lane) -> None:
         used = 0.0
         for key, slot in self._slots.items():
-            used += self.needs_gb[key]
-            if slot in lane.slots and (lane.capacity_gb is None or used <= lane.capacity_gb):
-                await self._spawn(lane, key)
+            if slot in lane.slots:
+                used += self.needs_gb[key]
+                if lane.capacity_gb is None or used <= lane.capacity_gb:
+                    await self._spawn(lane, key)
 
     async def _spawn(self, lane: _Lane, key: WorkerKey) -> Worker:
         model = self._models[key[0]]
@@ -266,8 +273,11 @@ class Pool:
 
     async def _begin(self, lane: _Lane, handed: _Handed, evict: tuple[WorkerKey, ...]) -> None:
         key = handed.assignment.worker
-        leaving = [lane.workers.pop(other) for other in evict if other in lane.workers]
-        await asyncio.gather(*(worker.stop() for worker in leaving))
+        lane.leaving += [lane.workers.pop(other) for other in evict if other in lane.workers]
+        await asyncio.gather(*(worker.stop() for worker in lane.leaving))
+        if handed.settled:  # cancelled meanwhile
+            self._ended(lane, handed)
+            return
         worker = lane.workers.get(key)
         if worker is None or not worker.alive:
             await self._spawn(lane, key)
@@ -276,17 +286,19 @@ class Pool:
     def _hand_over(self, lane: _Lane, handed: _Handed) -> None:
         key = handed.assignment.worker
         lane.workers.move_to_end(key)
+        handed.worker = lane.workers[key]
         for task in handed.assignment.tasks:
-            lane.workers[key].run(task)
+            handed.worker.run(task)
 
     async def _unload_idle(self) -> None:
         limit = self.settings.model_idle_timeout_s
         while limit:
             await asyncio.sleep(min(limit / 4, 10))
             for lane in self._lanes.values():
-                idle = not lane.running and time.monotonic() - lane.idle_since >= limit
-                while idle and lane.workers:
-                    await lane.workers.popitem()[1].stop()
+                if not lane.running and time.monotonic() - lane.idle_since >= limit:
+                    lane.leaving += lane.workers.values()
+                    lane.workers.clear()
+                    await asyncio.gather(*(worker.stop() for worker in lane.leaving))
 
     # What workers tell
 
@@ -340,7 +352,9 @@ class Pool:
     def _on_death(self, lane: _Lane, key: WorkerKey, worker: Worker, event: e.Died) -> None:
         if lane.workers.get(key) is worker:
             del lane.workers[key]
-        hit = [h for h in lane.handed() if h.assignment.worker == key]
+        if worker in lane.leaving:
+            lane.leaving.remove(worker)
+        hit = [h for h in lane.handed() if h.worker is worker]
         for handed in hit:
             if handed is lane.running:
                 lane.running = None

@@ -461,6 +461,24 @@ def test_an_idle_worker_is_ended_and_loaded_again_for_the_next_job(tmp_path):
     run(scenario, tmp_path, model_idle_timeout_s=0.4)
 
 
+def test_a_job_that_comes_while_its_idle_worker_ends_is_run_once(tmp_path, monkeypatch):
+    runs = tmp_path / "runs"
+    monkeypatch.setenv("STUB_RUNS", str(runs))
+
+    async def scenario(engine):
+        await ended(engine, await submit(engine, b"1"))
+        workers = [w for lane in engine.runner.pool._lanes.values() for w in lane.workers.values()]
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGSTOP)  # their end takes its whole grace
+        await until(lambda: not engine.health()["model_loaded"])
+        runs.write_text("")
+        job = await ended(engine, await submit(engine, b"2", seconds=3))
+        return job, runs.read_text().split()[::2]
+
+    job, stages = run(scenario, tmp_path, model_idle_timeout_s=0.4)
+    assert (job.status, stages) == ("completed", ["prepare", "work"])
+
+
 def test_the_first_committed_end_wins(tmp_path):
     async def scenario(engine):
         outcomes = set()

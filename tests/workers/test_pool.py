@@ -1,0 +1,101 @@
+"""The pool on real worker processes: who is loaded where, and tasks on their way to a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.models.relay.model import MODEL
+from polypod.jobs.job import JobError
+from polypod.settings import Settings
+from polypod.workers.pool import Assignment, Pool
+from polypod.workers.worker import StageTask
+
+pytestmark = pytest.mark.anyio
+
+GEOMETRY = ("relay", "geometry")
+TEXTURE = ("relay", "texture")
+
+
+class Heard:
+    """A listener that notes what it is told; `news` is set each time."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.news = asyncio.Event()
+
+    def note(self, what: str, about: str = "") -> None:
+        self.told.append((what, about))
+        self.news.set()
+
+    def task_started(self, task: StageTask, at: float) -> None:
+        self.note("started", task.id)
+
+    def task_progressed(self, task: StageTask, fraction: float, message: str) -> None: ...
+    def task_logged(self, job: str, line: str) -> None: ...
+
+    def task_finished(self, task: StageTask, event: Any, device: str) -> None:
+        self.note("finished", task.id)
+
+    def task_failed(self, task: StageTask, error: JobError) -> None:
+        self.note("failed", task.id)
+
+    def task_returned(self, job: str, why: JobError | None = None) -> None:
+        self.note("returned", job)
+
+    def worker_died(self, job: str, error: JobError) -> None:
+        self.note("died", job)
+
+    def places_changed(self) -> None:
+        self.note("places")
+
+
+def pool_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **slots: str) -> tuple[Pool, Heard]:
+    """On GPUs of 24 GB each; `geometry` needs 10, `texture` 21."""
+    monkeypatch.setenv("STUB_LOG", str(tmp_path / "stub.log"))
+    heard = Heard()
+    settings = Settings(data=tmp_path / "data", slots=slots)
+    return Pool([MODEL], settings, heard, lambda device: 24.0 if "cuda" in device else None), heard
+
+
+async def test_every_device_loads_what_fits_into_its_own_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, _ = pool_of(tmp_path, monkeypatch, geometry="cuda:0", texture="cuda:1")
+    await pool.start()
+    await asyncio.sleep(0)
+    resident = {place.slots: place.resident for place in pool.places()}
+    await pool.stop()
+    assert resident[frozenset({"geometry"})] == (GEOMETRY,)
+    assert resident[frozenset({"texture"})] == (TEXTURE,)
+
+
+async def test_a_task_cancelled_before_its_worker_has_it_never_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, heard = pool_of(tmp_path, monkeypatch, geometry="cuda:0", texture="cuda:0")
+    await pool.start()
+    await asyncio.sleep(0)
+    place = next(place for place in pool.places() if "texture" in place.slots)
+    picture = tmp_path / "shape.bin"
+    picture.write_bytes(b"a shape")
+    for job, worker in (("a", TEXTURE), ("b", TEXTURE)):
+        task = StageTask(
+            f"{job}/paint",
+            "",
+            "paint",
+            {"shape.bin": str(picture)},
+            str(tmp_path / job),
+            {"paint_s": 0},
+        )
+        pool.begin(Assignment(job, worker, (task,)), place.id, (GEOMETRY,))
+        if job == "a":
+            pool.cancel(job)
+        while any(each.running for each in pool.places()):
+            await asyncio.wait_for(heard.news.wait(), 30)
+            heard.news.clear()
+    await pool.stop()
+    assert [about for what, about in heard.told if what == "started"] == ["b/paint"]
