@@ -21,8 +21,12 @@ _OURS = ("POLYPOD_", "AWS_", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTU
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
-def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without secrets and without its Python settings, plus `extra`."""
+def environment(python: str, extra: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment without secrets and without its Python settings, plus `extra`.
+
+    The commands beside `python` come first, as in an activated environment: what compiles at run
+    time is to use the same ninja as the image's build.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -30,7 +34,9 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
         and not _SECRET.search(name)
         and not _LOGIN_IN_URL.search(value)
     }
+    beside = [os.path.dirname(python)] if os.path.isabs(python) else []
     ours = {
+        "PATH": os.pathsep.join([*beside, os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8:backslashreplace",
         "HF_HUB_OFFLINE": "1",
@@ -52,7 +58,7 @@ def spawn(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         bufsize=0,
-        env=environment(extra) | own,
+        env=environment(python, extra) | own,
         pass_fds=(channel,),
         start_new_session=True,
     )

@@ -46,10 +46,12 @@ def test_secrets_and_python_settings_stay_here(monkeypatch: pytest.MonkeyPatch) 
     }
     for name, value in (secret | kept).items():
         monkeypatch.setenv(name, value)
-    got = process.environment({"CUDA_VISIBLE_DEVICES": "1", "OWN_TOKEN": "given on purpose"})
+    given = {"CUDA_VISIBLE_DEVICES": "1", "OWN_TOKEN": "given on purpose"}
+    got = process.environment("/opt/model/bin/python", given)
     assert not set(secret) & set(got)
     assert got.items() >= {**kept, "CUDA_VISIBLE_DEVICES": "1"}.items()
-    assert got["OWN_TOKEN"] == "given on purpose" and got["PATH"] == os.environ["PATH"]
+    assert got["OWN_TOKEN"] == "given on purpose"
+    assert got["PATH"] == f"/opt/model/bin:{os.environ['PATH']}"
     assert got["PYTHONUNBUFFERED"] == got["HF_HUB_OFFLINE"] == "1"
 
 
