@@ -34,7 +34,7 @@ def environment(python: str, extra: Mapping[str, str]) -> dict[str, str]:
         and not _SECRET.search(name)
         and not _LOGIN_IN_URL.search(value)
     }
-    beside = [os.path.dirname(python)] if os.path.isabs(python) else []
+    beside = [str(Path(python).parent)] if Path(python).is_absolute() else []
     ours = {
         "PATH": os.pathsep.join([*beside, os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
