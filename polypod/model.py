@@ -102,6 +102,13 @@ class Stage:
     def worker_name(self) -> str:
         return self.worker or self.slot
 
+    def wanted(self, params: Mapping[str, Any]) -> bool:
+        """Whether a job with these parameters runs it; one older than what `when` asks for: no."""
+        try:
+            return self.when is None or self.when(params)
+        except KeyError:
+            return False
+
     def handed(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """What the worker gets of a job's resolved parameters."""
         return {**self.fixed, **{name: params[name] for name in self.params}}
@@ -262,7 +269,7 @@ class Model:
         planned: list[Stage] = []
         for stage in self.stages:
             brought = not stage.only_with or inputs is None or stage.only_with in inputs
-            if brought and (stage.when is None or stage.when(params)):
+            if brought and stage.wanted(params):
                 planned.append(stage)
             if stage.name == until:
                 break

@@ -20,7 +20,7 @@ from typing import Any
 from polypod import __version__, logs, metrics, tracing
 from polypod.assets.storage import BlobStore, open_blobs, path_of
 from polypod.background import Background
-from polypod.errors import NotFound, Problem, Unavailable
+from polypod.errors import BadInput, NotFound, Problem, Unavailable
 from polypod.jobs.derived import Derived
 from polypod.jobs.describe import describe_asset, describe_job, with_urls
 from polypod.jobs.estimates import Estimates
@@ -242,17 +242,14 @@ class Engine:
             log.warning("job %s is for model %s, which is not served here", job.id, job.model)
             return
         logs.belongs(job.id, tracing.trace_id(job.trace))
-        live = self.runner.live(job, model)
+        error = _past_doing(job, model)
+        live = self.runner.live(replace(job, until="") if error else job, model)
+        live.job = job
         self.queue.add(live)
-        if job.server_deaths < SERVER_DEATHS:
+        if error is None:
             self.runner.add(live)
-            return
-        error = JobError(
-            "server_died",
-            f"The server died {job.server_deaths} times while it ran this job.",
-            "The picture may be what kills it; try another one or a lighter preset.",
-        )
-        self._background.run(self.finish(live, "failed", error))
+        else:
+            self._background.run(self.finish(live, "failed", error))
 
     async def job(self, job_id: str, owner: str | None) -> Job:
         """The job as it is now; `owner` None sees every job.
@@ -505,3 +502,24 @@ class Engine:
 
 def _as_ended(live: Live, status: Status, error: JobError | None = None) -> Job:
     return replace(live.view(), status=status, error=error, finished_at=time.time())
+
+
+def _past_doing(job: Job, model: Model) -> JobError | None:
+    """Why a job that the last server left unfinished is not begun again."""
+    if job.server_deaths >= SERVER_DEATHS:
+        return JobError(
+            "server_died",
+            f"The server died {job.server_deaths} times while it ran this job.",
+            "The picture may be what kills it; try another one or a lighter preset.",
+        )
+    try:
+        for stage in model.plan(job.params, job.until, job.inputs):
+            stage.handed(job.params)
+    except (BadInput, KeyError) as unknown:
+        log.warning("job %s does not fit model %s any more: %s", job.id, job.model, unknown)
+        return JobError(
+            "model_changed",
+            "The model has changed since this job was submitted, and cannot run it any more.",
+            "Submit it again.",
+        )
+    return None

@@ -402,6 +402,29 @@ def test_a_new_engine_goes_on_where_the_last_one_stopped(tmp_path):
     assert kept(jobs[0]) == {"prepare": True, "work": False}
 
 
+def test_a_job_that_the_model_no_longer_takes_fails_and_the_others_go_on(tmp_path):
+    """The declaration may change between two starts: here a stage has gone, and one is new."""
+    prepare, work = MODEL.stages
+    drawn = replace(work, name="drawn", when=lambda params: params["draw"])
+    changed = replace(MODEL, stages=(prepare, drawn, replace(work, name="new", params=("new",))))
+
+    async def scenario():
+        async with engine_on(tmp_path) as engine:
+            first = await submit(engine, b"1", seconds=600, steps=1000)
+            await running(engine, first)
+            jobs = [await submit(engine, b"2", until=stage) for stage in ("work", "prepare", "")]
+        async with engine_on(tmp_path, changed) as engine:
+            await engine.cancel(await engine.job(first.id, None))
+            described = [await snapshot(engine, job.id) for job in jobs]
+            return described, await asyncio.wait_for(ended(engine, *jobs), LIMIT_S)
+
+    described, (gone, same, added) = asyncio.run(scenario())
+    assert [job["model"] for job in described] == ["stub"] * 3
+    assert same.status == "completed"
+    assert (gone.status, gone.error.code) == ("failed", "model_changed")
+    assert (added.status, added.error.code) == ("failed", "model_changed")
+
+
 def test_max_concurrent_runs_as_many_at_once(tmp_path):
     async def scenario(engine):
         jobs = [await submit(engine, b"%d" % i, seconds=600, steps=1000) for i in range(3)]
