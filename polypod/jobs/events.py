@@ -82,9 +82,10 @@ class EventHub:
         """
         after = self._number(last_event_id)
         waiting = asyncio.Event()
-        rings = {job: self._ring(job) for job in jobs}
-        for ring in rings.values():
-            ring.listeners.add(waiting)
+        rings: dict[str, _Ring] = {}
+        for job in jobs:
+            rings[job] = self._ring(job)
+            rings[job].listeners.add(waiting)  # before the next one asks who is not listened to
         seen = {job: after if ring.continues(after) else -1 for job, ring in rings.items()}
         running = set(rings)
         try:
@@ -124,9 +125,9 @@ class EventHub:
     def _ring(self, job_id: str) -> _Ring:
         ring = self._rings.get(job_id)
         if ring is None:
-            ring = self._rings[job_id] = _Ring(dropped=self._count)
-            if len(self._rings) > JOBS_REMEMBERED:
+            if len(self._rings) >= JOBS_REMEMBERED:
                 self._forget_one()
+            ring = self._rings[job_id] = _Ring(dropped=self._count)
         return ring
 
     def _forget_one(self) -> None:

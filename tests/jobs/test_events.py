@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from polypod.jobs.events import EVENTS_PER_JOB, EventHub
+from polypod.jobs.events import EVENTS_PER_JOB, JOBS_REMEMBERED, EventHub
 
 
 async def snapshot(job_id):
@@ -116,3 +116,29 @@ def test_listeners_leave_nothing_behind():
         return hub.watched()
 
     assert run(scenario()) == set()
+
+
+def test_a_stream_hears_of_its_oldest_job_also_where_a_new_one_has_no_room():
+    async def scenario():
+        hub = EventHub()
+        for number in range(JOBS_REMEMBERED):
+            hub.publish(str(number), "status", {"status": "queued"})
+        stream = hub.stream(["0", "new"], snapshot)
+        await take(stream, 2)
+        hub.publish("0", "status", {"status": "completed"})
+        return await take(stream, 1)
+
+    assert [(e.job_id, e.kind) for e in run(scenario())] == [("0", "status")]
+
+
+def test_a_stream_hears_of_its_job_also_where_all_others_are_watched():
+    async def scenario():
+        hub = EventHub()
+        crowd = hub.stream([str(number) for number in range(JOBS_REMEMBERED)], snapshot)
+        await take(crowd, 1)
+        stream = hub.stream(["new"], snapshot)
+        await take(stream, 1)
+        hub.publish("new", "status", {"status": "completed"})
+        return await take(stream, 1)
+
+    assert [e.kind for e in run(scenario())] == ["status"]
