@@ -142,7 +142,8 @@ class Derived:
                 self._blobs.put_file, path, media_type_of(path.name), path.name
             )
             asset = Asset(path.name, ref, "derived")
-            await self._store.add_asset(job.id, asset)
+            if not await self._store.add_asset(job.id, asset):
+                raise NotFound("The job has been deleted meanwhile.", "Submit it again.")
             assets.append(asset)
         if facts:
             await self._store.set_facts(job.id, facts)

@@ -538,6 +538,18 @@ def test_views_and_formats_are_made_from_the_result(tmp_path):
     assert run(scenario, tmp_path).kind == "derived"
 
 
+def test_a_job_deleted_while_its_views_are_made_stays_deleted(tmp_path):
+    async def scenario(engine):
+        done = await ended(engine, await submit(engine))
+        making = list(engine.derived._making.values())
+        assert making and await engine.delete(done) is None
+        await asyncio.wait(making)
+        with pytest.raises(NotFound):
+            await engine.job(done.id, None)
+
+    run(scenario, tmp_path)
+
+
 STUBBORN = """
 from pathlib import Path
 
