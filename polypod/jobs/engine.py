@@ -299,6 +299,9 @@ class Engine:
         live = self.queue.lives.get(job.id)
         if live:
             await self._try_to_end(live, _as_ended(live, "cancelled"))
+        elif self._unserved(job):
+            await self.store.finish(replace(job, status="cancelled", finished_at=time.time()))
+            self.webhooks.wake()
         return await self.job(job.id, None)
 
     async def withdraw(self, job: Job) -> bool:
@@ -310,11 +313,15 @@ class Engine:
 
     async def delete(self, job: Job) -> Job | None:
         """Delete a job that has ended (None), or cancel one that has not (the job)."""
-        if job.id in self.queue.lives:
+        if job.id in self.queue.lives or self._unserved(job):
             return await self.cancel(job)
         await self.store.delete(job.id)
         self._finished.pop(job.id, None)
         return None
+
+    def _unserved(self, job: Job) -> bool:
+        """Whether it waits for a model that is not here: nothing works on it."""
+        return job.model not in self.models and job.status not in TERMINAL
 
     async def find_asset(self, job: Job, name: str) -> Asset:
         """An asset; made now where it can be derived from the result.
@@ -482,9 +489,10 @@ class Engine:
         return {key for live in self.queue.lives.values() for key in live.keys}
 
     def _in_hand(self) -> set[str]:
-        """Digests of the files that unfinished jobs have so far."""
+        """Digests of the files that unfinished jobs have so far, for users or their next stages."""
         lives = self.queue.lives.values()
-        return {asset.file.digest for live in lives for asset in live.assets}
+        assets = {asset.file.digest for live in lives for asset in live.assets}
+        return assets.union(ref.digest for live in lives for ref in live.files.values())
 
     def _line_moved(self) -> None:
         """Tell those who watch a queued job its new position, a few times a second at most."""

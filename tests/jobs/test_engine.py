@@ -18,6 +18,7 @@ import pytest
 from polypod.errors import Conflict, NotFound, QueueFull, Unavailable
 from polypod.jobs.engine import Engine, Submission
 from polypod.jobs.job import TERMINAL
+from polypod.jobs.sweep import GRACE_S, Sweeper
 from polypod.model import Fault, Stage
 from polypod.settings import Settings
 from tests.models.stub.model import MODEL
@@ -548,6 +549,41 @@ def test_a_job_deleted_while_its_views_are_made_stays_deleted(tmp_path):
             await engine.job(done.id, None)
 
     run(scenario, tmp_path)
+
+
+def test_the_sweeper_leaves_what_a_waiting_job_will_read(tmp_path):
+    """Also where the stage that made it is not kept, as when its commit failed."""
+    prepare = replace(MODEL.stages[0], assets=())
+
+    async def scenario(engine):
+        long = await submit(engine, b"1", seconds=600, steps=1000)
+        await running(engine, long)
+        job = await submit(engine, b"2")
+        live = engine.queue.lives[job.id]
+        await until(lambda: live.done)
+        await engine.store.forget_stage(live.kept[0].key)
+        parts = (engine.settings, engine.store, engine.blobs, engine._pinned, engine._in_hand)
+        await Sweeper(*parts, engine.forgot).sweep(time.time() + 2 * GRACE_S)
+        there = engine.blobs.here(live.files["prepared.json"].digest)
+        await engine.cancel(long)
+        return there
+
+    assert run(scenario, tmp_path, replace(MODEL, stages=(prepare, *MODEL.stages[1:])))
+
+
+@pytest.mark.parametrize("how", ["cancel", "delete"])
+def test_a_job_whose_model_is_no_longer_served_can_be_cancelled(tmp_path, how):
+    """It would fill the queue for ever."""
+
+    async def scenario():
+        async with engine_on(tmp_path) as engine:
+            job = await submit(engine, seconds=600)
+        async with engine_on(tmp_path, replace(MODEL, name="other")) as engine:
+            await getattr(engine, how)(await engine.job(job.id, None))
+            return await engine.store.get(job.id)
+
+    job = asyncio.run(scenario())
+    assert job.status == "cancelled" and job.asset("image")
 
 
 STUBBORN = """
