@@ -65,9 +65,8 @@ def _model(model: Model, site: Site) -> list[str]:
     lock = f"COPY src/services/{model.name}/requirements.lock {site.lock}"
     bake = f"COPY src/polypod/build/bake.py {site.bake}"
     layers = steps.model_layers(model, site)
-    titles = [layer.title for layer in layers]
-    first = next((i for i, title in enumerate(titles) if "weights" in title), len(layers))
-    environment, weights = layers[:first], layers[first:]
+    weights = [layer for layer in layers if layer.weights]
+    environment = layers[: len(layers) - len(weights)]
     return [
         *([lock] if model.image.python else []),
         *(_run(layer) for layer in environment),
@@ -94,8 +93,9 @@ def _uv(serving_lock: str) -> str:
         ),
     )
     settings = {"UV_PYTHON_INSTALL_DIR": f"{ROOT}/python", "UV_LINK_MODE": "copy"}
-    arguments = "ARG UV_PYTHON_PREFERENCE=only-managed UV_NO_CACHE=1\nARG MAX_JOBS=4"
-    return "\n".join((_run(made), _variables(settings), arguments))
+    arguments = {**steps.ARGUMENTS, "UV_NO_CACHE": "1"}
+    told = (f"ARG {name}={value}" for name, value in arguments.items())
+    return "\n".join((_run(made), _variables(settings), *told))
 
 
 def _serving() -> Layer:

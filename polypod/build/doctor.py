@@ -119,17 +119,24 @@ def _sources(model: Model, home: Home) -> Generator[Finding]:
 def _weights(model: Model, home: Home) -> Generator[Finding]:
     if not has_weights(model):
         return
-    listed = _listed(home)
-    wrong = [] if listed is None else list(_wrong_sizes(home, listed))
-    if listed is None:
-        seen = f"The weights are missing: there is no {home.weights / bake.LIST}."
-    elif wrong:
-        seen = f"Of {len(listed)} files of weights {len(wrong)} are not whole: {wrong[0]}."
-    else:
-        size = sum(size for size, _ in listed.values()) / GIB
-        yield Finding("weights", f"{len(listed)} files, {size:.2f} GB, by size")
+    if seen := lost_weights(home):
+        yield Finding("weights", seen, _get_weights(model), blocks=True)
         return
-    yield Finding("weights", seen, _get_weights(model), blocks=True)
+    listed = _listed(home) or {}
+    size = sum(size for size, _ in listed.values()) / GIB
+    yield Finding("weights", f"{len(listed)} files, {size:.2f} GB, by size")
+
+
+def lost_weights(home: Home) -> str:
+    """What is not there of the weights, or not whole, by size; empty: nothing."""
+    listed = _listed(home)
+    if not listed:
+        told = "no" if listed is None else "nothing in"
+        return f"The weights are missing: there is {told} {home.weights / bake.LIST}."
+    wrong = list(_wrong_sizes(home, listed))
+    if wrong:
+        return f"Of {len(listed)} files of weights {len(wrong)} are not whole: {wrong[0]}."
+    return ""
 
 
 def _get_weights(model: Model) -> str:

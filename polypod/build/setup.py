@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polypod.build import steps
+from polypod.build import bake, doctor, steps
 from polypod.build.container import CannotBuild, check_supplied
 from polypod.build.declared import CUTOUT_LOCK, ROOT
 from polypod.build.steps import Layer, Site
@@ -60,9 +60,9 @@ def set_up(model: Model, home: Home, supplied: Supplied, say: Callable[[str], No
         architectures=model.needs.architectures,
     )
     layers = steps.model_layers(model, site)
-    env = os.environ | {
-        steps.revision_argument(repo): revision for repo, revision in supplied.revisions.items()
-    }
+    _forget_what_is_lost(layers, home)
+    revisions = {steps.revision_argument(repo): at for repo, at in supplied.revisions.items()}
+    env = {**steps.ARGUMENTS, **os.environ, **revisions}
     for number, layer in enumerate(layers):
         _once(layer, number, len(layers), site, env, say)
     if model.removes_backgrounds and importlib.util.find_spec("rembg") is None:
@@ -70,6 +70,16 @@ def set_up(model: Model, home: Home, supplied: Supplied, say: Callable[[str], No
         lock = str(ROOT / "requirements" / CUTOUT_LOCK)
         install = [_uv(), "pip", "install", "--python", sys.executable, "--no-deps"]
         _must([*install, "--require-hashes", "-r", lock], os.environ)
+
+
+def _forget_what_is_lost(layers: Sequence[Layer], home: Home) -> None:
+    """What somebody has removed since it was done is done again."""
+    notes = [home.path / NOTES / f"{number:03}" for number in range(len(layers))]
+    lost_weights = bool(notes) and notes[-1].exists() and doctor.lost_weights(home)
+    for note, layer in zip(notes, layers, strict=True):
+        lost = lost_weights if layer.weights else layer.proof and not Path(layer.proof).exists()
+        if lost:
+            note.unlink(missing_ok=True)
 
 
 def _once(
@@ -106,6 +116,8 @@ def _digest(layer: Layer, site: Site, env: Mapping[str, str]) -> str:
     """Of everything that the step is made of."""
     made = hashlib.sha256("\n".join(layer.commands).encode())
     made.update(env.get(layer.revision, "").encode())
+    if layer.licensed:
+        made.update(bake.digest(Path(site.licensed, layer.licensed)).encode())
     if "--require-hashes -r" in layer.commands[0]:
         made.update(Path(site.lock).read_bytes())
     return made.hexdigest()

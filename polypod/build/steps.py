@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from polypod.image import Checkout, Compiled, Home, Hub, Image, Licensed, Step, Url, Wheels
 from polypod.model import Model
 
 ALWAYS = ("ca-certificates", "python3", "python3-venv", "tini")
 TO_COMPILE = ("build-essential", "git", "ninja-build")
+ARGUMENTS = {"UV_PYTHON_PREFERENCE": "only-managed", "MAX_JOBS": "4"}
+"""uv's own Python has the headers to compile with; more jobs at once may take all memory."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,12 @@ class Layer:
     commands: tuple[str, ...]
     secret: bool = False
     """It may read the build secret `HF_TOKEN`."""
-    licensed: bool = False
-    """It reads the folder of licensed files."""
+    licensed: str = ""
+    """Which file it reads of the folder of licensed ones."""
+    weights: bool = False
+    """It makes weights, or their list: it reads `bake.py`."""
+    proof: str = ""
+    """A file that is there as long as what it made is there."""
     revision: str = ""
     """Name of the argument by which the build is given a revision that is not declared."""
 
@@ -53,6 +59,8 @@ def model_layers(model: Model, site: Site) -> list[Layer]:
         *(_checkout(checkout, site.home) for checkout in image.checkouts),
         *(_compiled(part, site) for part in image.compiled),
         *(_step(step, image, site.home) for step in image.steps),
+    ]
+    baked = [
         *(_hub(source, site) for source in weights.hub),
         *(_url(source, site) for source in weights.urls),
         *(_licensed(source, site) for source in weights.licensed),
@@ -60,8 +68,8 @@ def model_layers(model: Model, site: Site) -> list[Layer]:
     ]
     if has_weights(model):
         listing = f"python3 {shlex.quote(site.bake)} list --to {site.home.weights}"
-        layers.append(Layer("the list of weights, for the doctor", (listing,)))
-    return layers
+        baked.append(Layer("the list of weights, for the doctor", (listing,)))
+    return layers + [replace(layer, weights=True) for layer in baked]
 
 
 def has_weights(model: Model) -> bool:
@@ -95,17 +103,17 @@ def _environment(image: Image, site: Site) -> list[Layer]:
     if not image.python:
         return []
     venv = site.home.venv
-    make = f"{site.uv} venv --clear --python {image.python} {venv}"
+    make = f"{shlex.quote(site.uv)} venv --clear --python {image.python} {venv}"
     locked = f"{_install(site)} --require-hashes -r {shlex.quote(site.lock)}"
     return [
-        Layer(f"upstream's Python {image.python}", (make,)),
+        Layer(f"upstream's Python {image.python}", (make,), proof=str(site.home.python)),
         *(_wheels(wheels, site) for wheels in image.wheels),
         Layer("locked requirements, by hash", (locked,)),
     ]
 
 
 def _install(site: Site) -> str:
-    return f"{site.uv} pip install --python {site.home.python} --no-deps"
+    return f"{shlex.quote(site.uv)} pip install --python {site.home.python} --no-deps"
 
 
 def _wheels(wheels: Wheels, site: Site) -> Layer:
@@ -133,6 +141,7 @@ def _checkout(checkout: Checkout, home: Home) -> Layer:
             f"rm -rf {to}/.git",
             f"echo {checkout.commit} > {to}/.commit",
         ),
+        proof=f"{to}/.commit",
     )
 
 
@@ -208,7 +217,7 @@ def _url(source: Url, site: Site) -> Layer:
 
 def _licensed(source: Licensed, site: Site) -> Layer:
     command = _bake("licensed", asdict(source), site, f" --from {shlex.quote(site.licensed)}")
-    return Layer(f"licensed {source.name}, as supplied", (command,), licensed=True)
+    return Layer(f"licensed {source.name}, as supplied", (command,), licensed=source.name)
 
 
 def _bake(kind: str, plan: Mapping[str, object], site: Site, more: str = "") -> str:

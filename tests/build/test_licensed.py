@@ -70,6 +70,7 @@ def test_an_image_that_holds_them_says_so() -> None:
     label = f'LABEL {licensed.LABEL}="models/SMPLX.npz, data/verts.npy, pixie/model.tar"'
     assert label in text
     assert text.index("bake.py licensed") < text.index(label), "no layer is built anew for it"
+    assert text.index("COPY src/polypod/build/bake.py") < text.index("bake.py licensed")
     free = replace(PAINTER, weights=Weights())
     assert licensed.LABEL not in dockerfile(free, "uv==0.9.0 --hash=sha256:0\n")
 

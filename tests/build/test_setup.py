@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from polypod.build import doctor
 from polypod.build.container import CannotBuild
 from polypod.build.setup import Supplied, set_up
+from polypod.build.steps import Site, model_layers
 from polypod.image import (
     Checkout,
     Compiled,
@@ -39,7 +43,8 @@ WHEEL = "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
 def build_wheel(folder, config=None, metadata=None):
     import torchlike
     assert "/build/raster.cache/" in folder, "what is moved there may not leave the disk"
-    text = f"built = {os.environ['TORCH_CUDA_ARCH_LIST']!r}, {os.environ['FORCE_CUDA']!r}"
+    told = [os.environ[name] for name in ("TORCH_CUDA_ARCH_LIST", "FORCE_CUDA", "MAX_JOBS")]
+    text = f"built = {', '.join(map(repr, told))}"
     files = {
         "raster.py": text + f", {torchlike.__version__!r}\\n",
         "raster-1.dist-info/METADATA": "Metadata-Version: 2.1\\nName: raster\\nVersion: 1\\n",
@@ -104,6 +109,8 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     """Upstream's code, its index, an extension of its own, a licensed file: all on this disk."""
     monkeypatch.setenv("PATH", f"{sys.base_prefix}/bin:{os.environ['PATH']}")
     monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "default"))
+    monkeypatch.setenv("UV_PYTHON_PREFERENCE", "only-system")
+    monkeypatch.delenv("MAX_JOBS", raising=False)
     digest = wheel(tmp_path / "own", "torchlike", "2.5.1+cu121")
     locked = wheel(tmp_path / "default", "einopslike", "0.8.0")
     folder = tmp_path / "services" / "sketch"
@@ -159,7 +166,7 @@ def test_a_bare_machine_gets_what_an_image_has(
     home, said = Home(tmp_path / "home" / "sketch"), list[str]()
     set_up(model, home, supplied, said.append)
     built = (home.src / "built").read_text()
-    assert "8.0;9.0" in built and "'1'" in built and "2.5.1+cu121" in built
+    assert built == "('8.0;9.0', '1', '4', '2.5.1+cu121')\n"
     assert not (home.src / "upstream/README").exists()  # its commit, not the newest
     assert (home.src / "upstream/.commit").read_text().strip() == model.image.checkouts[0].commit
     assert sorted(path.name for path in (home.src / "some").iterdir()) == [
@@ -205,6 +212,35 @@ def test_a_step_that_fails_is_named_and_tried_again(
     assert (home.src / "built").exists()
 
 
+def test_what_was_removed_is_made_again(model: Model, supplied: Supplied, tmp_path: Path) -> None:
+    """As the doctor says: remove what was altered, then set up again."""
+    home = Home(tmp_path / "home" / "sketch")
+    for harm in (
+        home.weights / "smplx/M.npz",
+        home.weights / "weights.json",
+        home.src / "upstream/.commit",
+        home.python,
+    ):
+        set_up(model, home, supplied, str)
+        harm.unlink()
+        set_up(model, home, supplied, str)
+        assert harm.exists(), harm
+    shutil.rmtree(home.weights)
+    set_up(model, home, supplied, str)
+    assert not doctor.lost_weights(home)
+
+
+def test_another_licensed_file_takes_the_place_of_the_first(
+    model: Model, supplied: Supplied, tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "home" / "sketch")
+    set_up(model, home, supplied, str)
+    assert supplied.licensed
+    (supplied.licensed / "body.npz").write_bytes(b"the right body")
+    set_up(model, home, supplied, str)
+    assert (home.weights / "smplx/M.npz").read_bytes() == b"the right body"
+
+
 def test_a_wheel_that_was_altered_is_refused(
     model: Model, supplied: Supplied, tmp_path: Path
 ) -> None:
@@ -213,6 +249,16 @@ def test_a_wheel_that_was_altered_is_refused(
         file.write(b"more")
     with pytest.raises(CannotBuild, match="torchlike"):
         set_up(model, Home(tmp_path / "home" / "sketch"), supplied, str)
+
+
+def test_the_clone_may_lie_in_a_folder_with_spaces(model: Model, tmp_path: Path) -> None:
+    site = Site(Home(tmp_path), "/my code/requirements.lock", "/my code/bake.py", "/my code/uv")
+    words = [
+        shlex.split(command) for layer in model_layers(model, site) for command in layer.commands
+    ]
+    for name in ("uv", "bake.py", "requirements.lock"):
+        assert any(f"/my code/{name}" in line for line in words)
+        assert not any("/my" in line for line in words), "one word"
 
 
 def test_what_a_person_must_bring_is_asked_for_before_anything_is_done(
