@@ -294,7 +294,9 @@ class Job:
         if self._channel.fd < 0:
             return  # in a forked process
         with self._lock:
-            self._fraction = max(self._fraction, min(fraction, 1.0))
+            self._fraction = max(
+                self._fraction, min(float(fraction), 1.0)
+            )  # a bar's may be numpy's
             self._message = message
             self._pending = True
             if time.monotonic() - self._sent_at >= SEND_EVERY_S:

@@ -33,6 +33,17 @@ async def test_every_kind_of_bar_becomes_progress_and_prints_nothing(
     assert not model.lines()
 
 
+async def test_a_bar_may_count_in_numbers_that_are_not_pythons(
+    start: Any, tqdm_only: dict[str, str]
+) -> None:
+    model = await start("bars", env=tqdm_only)
+    await play(model, "by_numbers_of_numpy")
+    assert [round(fraction, 5) for fraction in model.fractions("by_numbers_of_numpy")[-2:]] == [
+        0.6,
+        0.8,
+    ]
+
+
 async def test_a_bar_without_total_moves_and_never_ends(
     start: Any, tqdm_only: dict[str, str]
 ) -> None:

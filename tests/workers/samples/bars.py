@@ -48,6 +48,16 @@ def by_hand(job):
     bar.close()
 
 
+def by_numbers_of_numpy(job):
+    import numpy
+    from tqdm import tqdm
+
+    with tqdm(total=4, desc="Sampling") as bar:
+        for _ in range(4):
+            step(job)
+            bar.update(numpy.float32(1))
+
+
 def disabled_by_hand(job):
     from tqdm.auto import trange
 
