@@ -35,6 +35,14 @@ def test_the_list_shows_ids_and_times_whole_however_narrow_it_is(tmp_path: Path)
     assert re.search(r"[0-9a-f]{16} .* \d{4}-\d\d-\d\d \d\d:\d\d", listed.stdout)
 
 
+def test_a_key_is_revoked_by_name_once(tmp_path: Path) -> None:
+    data = ["--data", str(tmp_path)]
+    CliRunner().invoke(app, ["keys", "create", "web", *data])
+    assert CliRunner().invoke(app, ["keys", "revoke", "web", *data]).exit_code == 0
+    again = CliRunner().invoke(app, ["keys", "revoke", "web", *data])
+    assert again.exit_code == 1 and "is revoked already" in again.stderr
+
+
 def test_a_wrong_folder_is_told_and_not_made(tmp_path: Path) -> None:
     for words in (["list"], ["revoke", "web"], ["audit"]):
         done = CliRunner().invoke(app, ["keys", *words, "--data", str(tmp_path / "none")])

@@ -158,9 +158,10 @@ def _who() -> str:
 
 
 def _find(which: str, keys: Sequence[Key]) -> Key:
-    """The key of that id, or the only one of that name that is not revoked."""
+    """The key of that id, or the only one of that name; revoked ones do not count beside others."""
     found = [key for key in keys if key.id == which]
-    found = found or [key for key in keys if key.name == which and key.revoked_at is None]
+    named = [key for key in keys if key.name == which]
+    found = found or [key for key in named if key.revoked_at is None] or named[-1:]
     if not found:
         raise NotFound(f"There is no key {which!r}.", f"`{typed('keys list')}` shows all.")
     if len(found) > 1:
