@@ -108,6 +108,8 @@ class Engine:
         self.estimates = Estimates(settings.device)
         self.queue = Queue()
         self._finished: OrderedDict[str, Job] = OrderedDict()
+        self._coming: dict[str, asyncio.Future[Job]] = {}
+        """Jobs that are being submitted."""
         self._background = Background()
         self._line_timer: asyncio.TimerHandle | None = None
         self._started = False
@@ -205,7 +207,17 @@ class Engine:
             assets=tuple(Asset(n, ref, "input") for n, ref in submission.uploads.items()),
         )
         # shielded: a job that is committed is in line too, even if its client has gone
-        return await asyncio.shield(asyncio.ensure_future(self._take_in(job, submission)))
+        return await asyncio.shield(self._coming_in(job, submission))
+
+    def _coming_in(self, job: Job, submission: Submission) -> asyncio.Future[Job]:
+        """Once for each id: a router repeats what was not answered in time."""
+        if job.id in self.queue.lives or job.id in self._finished:
+            return asyncio.ensure_future(self.job(job.id, None))
+        coming = self._coming.get(job.id)
+        if coming is None:
+            coming = self._coming[job.id] = asyncio.ensure_future(self._take_in(job, submission))
+            coming.add_done_callback(lambda _: self._coming.pop(job.id))
+        return coming
 
     async def _take_in(self, job: Job, submission: Submission) -> Job:
         try:

@@ -586,6 +586,20 @@ def test_a_job_whose_model_is_no_longer_served_can_be_cancelled(tmp_path, how):
     assert job.status == "cancelled" and job.asset("image")
 
 
+def test_a_job_that_a_router_sends_twice_at_once_is_one(tmp_path):
+    async def scenario(engine):
+        image = engine.blobs.put_bytes(b"a picture", "image/png", "photo.png")
+        params = engine.models["stub"].resolve({})
+        sent = Submission("stub", {"image": image}, {}, params, id="a" * 32, relayed=True)
+        both = await asyncio.gather(engine.submit(sent), engine.submit(sent))
+        again = await engine.submit(sent)
+        assert {job.id for job in (*both, again)} == {sent.id}
+        assert (await ended(engine, again)).status == "completed"
+        assert (await engine.submit(sent)).status == "completed"
+
+    run(scenario, tmp_path)
+
+
 STUBBORN = """
 from pathlib import Path
 
