@@ -405,7 +405,7 @@ def _environment(spec: PodSpec, data: Path, port: int, key: str) -> dict[str, st
         "MAX_QUEUE_SIZE": "10",
         "CORS_ORIGINS": "",
     }
-    return environment(passed | dict(spec.env) | own)
+    return environment(sys.executable, passed | dict(spec.env) | own)
 
 
 def _free_port() -> int:
