@@ -79,11 +79,6 @@ class PodSpec:
     model: str
     env: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    @property
-    def digest(self) -> str:
-        told = json.dumps([self.model, dict(self.env)], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
-
 
 @dataclass(frozen=True)
 class Record:
@@ -147,7 +142,7 @@ class LocalPods:
                 self.wake(pod)
         for record in self._records():
             if record.id not in self._keepers:
-                self._background.run(self._end(record))
+                self._ending[record.id] = self._background.run(self._end(record))
 
     def wake(self, pod: str) -> None:
         """Starts it and keeps it running; harmless where it is awake."""
@@ -193,8 +188,9 @@ class LocalPods:
     async def _run(self, spec: PodSpec) -> str:
         """Goes on with the pod, or starts it; returns when it has to be started again: why."""
         try:
-            record = await self._adopted(spec) or await asyncio.to_thread(self._begin, spec)
-        except OSError as error:
+            record = await self._adopted(spec) or await self._begun(spec)
+        except Exception as error:  # else nothing would be heard of it again
+            log.exception("pod %s cannot be started", spec.id)
             return f"cannot be started ({error})"
         self._came(record.known)
         return await self._watch(record)
@@ -205,7 +201,8 @@ class LocalPods:
         if record is None or not record.alive:
             return None
         deadline = time.monotonic() + ADOPT_S
-        while self._is_wanted(record) and record.alive and time.monotonic() < deadline:
+        wanted = self._is_wanted(record)
+        while wanted and record.alive and time.monotonic() < deadline:
             store_id = await _store_id(record)
             if store_id:
                 if record.store_id in ("", store_id):
@@ -215,6 +212,15 @@ class LocalPods:
             await asyncio.sleep(POLL_S)
         await asyncio.to_thread(end, record.pid, record.birth)
         return None
+
+    async def _begun(self, spec: PodSpec) -> Record:
+        """Where it is called off meanwhile, it has to be known first, to be ended."""
+        beginning = asyncio.ensure_future(asyncio.to_thread(self._begin, spec))
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            await asyncio.wait([beginning])
+            raise
 
     def _begin(self, spec: PodSpec) -> Record:
         """Starts the process; it waits in `sh` until it is written down. Blocking."""
@@ -240,7 +246,7 @@ class LocalPods:
             )
         self._children[spec.id] = process
         record = self._write(
-            Record(spec.id, spec.digest, process.pid, birth(process.pid), port, key)
+            Record(spec.id, digest(spec), process.pid, birth(process.pid), port, key)
         )
         assert process.stdin
         with contextlib.suppress(BrokenPipeError):
@@ -295,7 +301,7 @@ class LocalPods:
 
     def _is_wanted(self, record: Record) -> bool:
         spec = self._specs.get(record.id)
-        return spec is not None and spec.digest == record.spec
+        return spec is not None and digest(spec) == record.spec
 
     def _records(self) -> list[Record]:
         found = (self._read(path.stem) for path in sorted(self._folder.glob("*.json")))
@@ -323,6 +329,16 @@ class LocalPods:
     def _write(self, record: Record) -> Record:
         _write_secret(self._folder / f"{record.id}.json", json.dumps(asdict(record)))
         return record
+
+
+def digest(spec: PodSpec) -> str:
+    """Of what makes a pod: its settings, and the code as it is now. Reads some 2 MB."""
+    told = json.dumps([spec.model, _passed() | dict(spec.env)], sort_keys=True)
+    made = hashlib.sha256(told.encode())
+    for folder in (ROOT / "polypod", ROOT / "services" / spec.model):
+        for path in sorted(folder.rglob("*.py")):
+            made.update(hashlib.sha256(path.read_bytes()).digest())
+    return made.hexdigest()[:16]
 
 
 def end(pid: int, born: str, grace_s: float = GRACE_S) -> None:
@@ -392,11 +408,6 @@ def _write_secret(path: Path, text: str) -> None:
 
 def _environment(spec: PodSpec, data: Path, port: int, key: str) -> dict[str, str]:
     """The pod is given the hash of its key, and no key of ours."""
-    passed = {
-        name: value
-        for name, value in os.environ.items()
-        if name in PASSED or name.startswith(PREFIXES)
-    }
     own = {
         "POLYPOD_DATA": str(data.absolute()),
         "POLYPOD_HOST": HOST,
@@ -405,7 +416,15 @@ def _environment(spec: PodSpec, data: Path, port: int, key: str) -> dict[str, st
         "MAX_QUEUE_SIZE": "10",
         "CORS_ORIGINS": "",
     }
-    return environment(sys.executable, passed | dict(spec.env) | own)
+    return environment(sys.executable, _passed() | dict(spec.env) | own)
+
+
+def _passed() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in PASSED or name.startswith(PREFIXES)
+    }
 
 
 def _free_port() -> int:

@@ -13,7 +13,8 @@ import httpx
 import psutil
 import pytest
 
-from polypod.pods.local import LocalPods, PodSpec, Record, is_alive
+from polypod.pods import local
+from polypod.pods.local import LocalPods, PodSpec, Record, digest, is_alive
 from polypod.workers.process import birth
 from tests.bento import all_gone
 
@@ -125,3 +126,55 @@ async def test_another_process_of_the_same_number_is_left_alone(tmp_path):
     assert is_alive(other.pid, birth(other.pid))
     other.kill()
     await other.wait()
+
+
+async def test_a_pod_called_off_while_it_begins_is_ended(tmp_path):
+    folder = tmp_path / "pods"
+    folder.mkdir()
+    os.mkfifo(folder / "inflate-1.key")  # it begins once this can be read to its end
+    pods = LocalPods([SPEC], folder)
+    await pods.start(print)
+    with await asyncio.to_thread((folder / "inflate-1.key").open, "w") as key:
+        stopping = asyncio.create_task(pods.stop())
+        for _ in range(50):
+            await asyncio.sleep(0)
+        key.write("key")
+    await stopping
+    await asyncio.get_running_loop().shutdown_default_executor()  # as the router's end does
+    assert not list(folder.glob("*.json"))
+
+
+async def test_what_was_not_wanted_takes_no_new_pod_with_it(tmp_path):
+    """The last of an old pod may outlive its first process by a while."""
+    folder = tmp_path / "pods"
+    folder.mkdir()
+    last = "trap '' TERM; echo $$; sleep 1000"
+    left = await asyncio.create_subprocess_exec(
+        *("sh", "-c", 'setsid sh -c "$0" & wait', last),
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert left.stdout
+    lasting = psutil.Process(int(await left.stdout.readline()))
+    note = Record("inflate-1", "other settings", left.pid, birth(left.pid), 1, "key")
+    (folder / "inflate-1.json").write_text(json.dumps(note.__dict__))
+    pods = LocalPods([SPEC], folder, asleep={"inflate-1"})
+    await pods.start(print)
+    await left.wait()
+    pods.wake("inflate-1")
+    await until(lambda: answers(folder))
+    assert not lasting.is_running() and not pods.ended
+    await pods.stop()
+
+
+def test_a_pod_of_other_settings_or_other_code_is_not_gone_on_with(tmp_path, monkeypatch):
+    before = digest(SPEC)
+    assert digest(SPEC) == before
+    monkeypatch.setenv("POLYPOD_SLOT_GPU", "cuda:1")
+    assert digest(SPEC) != before
+    monkeypatch.delenv("POLYPOD_SLOT_GPU")
+    monkeypatch.setattr(local, "ROOT", tmp_path)
+    empty = digest(SPEC)
+    (tmp_path / "services" / "inflate").mkdir(parents=True)
+    (tmp_path / "services" / "inflate" / "worker.py").write_text("pass")
+    assert len({before, empty, digest(SPEC)}) == 3
