@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLEET = ROOT / "deploy" / "fleet.yaml"
 
 _NAME = r"^[a-z0-9][a-z0-9_-]{0,47}$"
+_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 
 
 class ModelEndpoints(BaseModel):
@@ -31,7 +33,7 @@ class ModelEndpoints(BaseModel):
     key_from: str = ""
     min: int = Field(1, ge=0, le=64)
     max: int = Field(1, ge=0, le=64)
-    idle_s: float = Field(480, ge=0)
+    idle_s: float = Field(480, ge=0, allow_inf_nan=False)
     env: dict[str, str] = Field(default_factory=dict)
 
     def model(self, name: str) -> str:
@@ -59,6 +61,9 @@ class ModelEndpoints(BaseModel):
             raise ValueError("a url begins with http:// or https://")
         if fault := next((f for url in self.url if (f := Known("", url).fault)), ""):
             raise ValueError(fault)
+        for name, value in self.env.items():
+            if not re.fullmatch(_VARIABLE, name) or "\0" in value:
+                raise ValueError(f"{name!r} is no environment variable, or its value is none")
         if self.max < self.min:
             raise ValueError(f"max ({self.max}) is less than min ({self.min})")
         return self
@@ -105,8 +110,10 @@ def read_fleet(path: Path) -> Fleet:
         ) from None
     except UnicodeDecodeError:
         raise BadInput(f"The fleet file {path} is not UTF-8 text.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise BadInput(*_not_yaml(path, error)) from None
+    if twice := _twice(node):
+        raise BadInput(f"{path}, line {twice[1]}: `{twice[0]}` is there already.", "Remove one.")
     try:
         return _checked(Fleet.model_validate(given or {}))
     except ValidationError as error:
@@ -126,7 +133,21 @@ def _checked(fleet: Fleet) -> Fleet:
                 f"{name!r} in the fleet is not a model's name.",
                 "Use small letters, digits and dashes; at most 48.",
             )
+    endpoints = Counter(
+        endpoint for name, of in fleet.models.items() for endpoint in _endpoints(name, of)
+    )
+    if twice := [endpoint for endpoint, count in endpoints.items() if count > 1]:
+        raise BadInput(
+            f"Two endpoints of the fleet would be called {twice[0]}.",
+            "Those of a model NAME are NAME-1, NAME-2 and so on: give one model another name.",
+        )
     return fleet
+
+
+def _endpoints(name: str, of: ModelEndpoints) -> list[str]:
+    count = of.max if of.provider == "local" else len(of.url)
+    alone = of.provider == "fixed" and count == 1
+    return [name] if alone else [f"{name}-{number}" for number in range(1, count + 1)]
 
 
 def _key(name: str, of: ModelEndpoints) -> str:
@@ -137,6 +158,11 @@ def _key(name: str, of: ModelEndpoints) -> str:
         raise BadInput(
             f"The key of model {name} is to come from ${of.key_from}, which is not set.",
             f"export {of.key_from}=...",
+        )
+    if Known("", "", api_key=key).fault:
+        raise BadInput(
+            f"The key of model {name}, in ${of.key_from}, holds characters that no key has.",
+            "Is there a line break in it, or a letter that is not ASCII?",
         )
     return key
 
@@ -176,6 +202,18 @@ def _line(node: Any, where: Sequence[str]) -> int:
             break
         line, node = int(found[0][0].start_mark.line), found[0][1]
     return line + 1
+
+
+def _twice(node: Any) -> tuple[str, int] | None:
+    """A name that a mapping holds for the second time, and its line."""
+    seen = set[str]()
+    for name, value in _pairs(node):
+        if name.value in seen:
+            return name.value, int(name.start_mark.line) + 1
+        seen.add(name.value)
+        if found := _twice(value):
+            return found
+    return None
 
 
 def _pairs(node: Any) -> list[tuple[Any, Any]]:

@@ -68,6 +68,18 @@ MISTAKES = {
     "max below min": ("models:\n  a: {min: 3, max: 1}\n", "max (1) is less than min (3)"),
     "a list of models": ("models: [inflate]\n", "line 1: `models`: "),
     "a text": ("hello", "line 1: "),
+    "a model twice": (
+        "models:\n  a: {service: inflate}\n  a: {provider: fixed, url: 'http://x'}\n",
+        "line 3: `a` is there already",
+    ),
+    "an endpoint twice": (
+        "models:\n  a: {}\n  a-1: {provider: fixed, url: 'http://x'}\n",
+        "Two endpoints of the fleet would be called a-1",
+    ),
+    "no variable": ("models:\n  a: {env: {A=B: c}}\n", "'A=B' is no environment variable"),
+    "no value": ('models:\n  a: {env: {A: "\\0"}}\n', "'A' is no environment variable, or"),
+    "no date": ("models:\n  a: {idle_s: 2026-13-45}\n", "this is not YAML: month must be in"),
+    "no end": ("models:\n  a: {idle_s: .inf}\n", "line 2: `models.a.idle_s`: "),
     "no name": ("models:\n  A B: {}\n", "'A B' in the fleet is not a model's name"),
 }
 
@@ -91,4 +103,13 @@ def test_a_key_that_is_not_set(tmp_path, monkeypatch):
         tmp_path, "models:\n  a: {provider: fixed, url: 'http://a', key_from: NO_KEY}\n"
     )
     with pytest.raises(BadInput, match="NO_KEY, which is not set"):
+        fleet.fixed()
+
+
+def test_a_key_that_cannot_be_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("A_KEY", "schlüssel")
+    fleet = fleet_of(
+        tmp_path, "models:\n  a: {provider: fixed, url: 'http://a', key_from: A_KEY}\n"
+    )
+    with pytest.raises(BadInput, match=r"\$A_KEY, holds characters that no key has"):
         fleet.fixed()
