@@ -74,19 +74,25 @@ class Dispatcher:
     def follow(self) -> None:
         """Another router leads: what runs on endpoints is that one's, and goes on."""
         self._leads = False
-        for endpoint in self.endpoints.values():
+        self.forget_places()
+
+    def forget_places(self) -> None:
+        """Where jobs are is told anew: by the router that leads, or by the endpoints themselves."""
+        for endpoint in list(self.endpoints.values()):
             for live in filter(None, map(self._live, endpoint.jobs)):
                 live.endpoint = ""
                 if live.errand:
                     live.errand.cancel()
             endpoint.jobs.clear()
+            self.endpoints.remove_if_drained(endpoint)
 
     def heard(self, live: RoutedLive, where: str) -> None:
         """The router that leads has the job on that endpoint."""
-        if live.endpoint != where:
-            for endpoint in filter(None, map(self.endpoints.get, (live.endpoint, where))):
-                endpoint.jobs ^= {live.job.id}
-            live.endpoint = where
+        if before := self.endpoints.get(live.endpoint):
+            before.jobs.discard(live.job.id)
+        if endpoint := self.endpoints.get(where):
+            endpoint.jobs.add(live.job.id)
+        live.endpoint = where
 
     def go_on(self) -> None:
         """It may act again."""

@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 from polypod import logs, tracing
-from polypod.errors import Unavailable
-from polypod.jobs.engine import Engine
+from polypod.errors import Problem, Unavailable
+from polypod.jobs.engine import Engine, Submission
 from polypod.jobs.events import EventHub
 from polypod.jobs.job import TERMINAL, Job, new_id
 from polypod.jobs.live import Live
@@ -59,6 +60,8 @@ class SharedEngine(Engine):
         self._untold = deque[tuple[str, str, Mapping[str, Any]]](maxlen=UNTOLD)
         self._to_tell = asyncio.Event()
         self._to_renew = asyncio.Event()
+        self._fleet = frozenset[str]()
+        """Endpoints that were not registered while routers ran."""
         self._house: asyncio.Task[Any] | None = None
         """Sweeping and retention, while it leads."""
 
@@ -70,9 +73,10 @@ class SharedEngine(Engine):
         return super().health() | {"router": {"leads": self.leads, "others": self._others}}
 
     async def _begin(self) -> None:
-        self._heard = await self.store.routers.newest()
         self._heard_at = _clock()
+        self._heard = await self.store.routers.newest()
         await self.store.routers.join(self.id)
+        self._fleet = frozenset(self._dispatcher.endpoints)
         await self._know_endpoints()
         await self._renew()
         if not self._leads:
@@ -113,7 +117,7 @@ class SharedEngine(Engine):
         self._others = lease.others
         if self._leads and not lease.leads:
             await self._follow()
-        elif lease.vacant and not lease.leads:
+        elif not self._leads and (lease.vacant or lease.leads):  # the latter: not heard of so far
             await self._take_lead()
         elif self._leads and was_late:
             self._dispatcher.go_on()
@@ -142,7 +146,7 @@ class SharedEngine(Engine):
         if self._house:
             self._house.cancel()
         self._dispatcher.follow()
-        await self._catch_up(anew=True)
+        await self._hear_anew()
 
     # The mirror of the queue
 
@@ -169,6 +173,7 @@ class SharedEngine(Engine):
         """Forgets these; returns the others: they have ended, or were submitted just now."""
         ids = {job.id for job in unfinished}
         others = [live for live in self.queue.lives.values() if live.job.id not in ids]
+        self._dispatcher.forget_places()
         self.queue.clear()
         for live in others:
             self.queue.add(live)
@@ -189,8 +194,15 @@ class SharedEngine(Engine):
 
     async def _know_endpoints(self) -> None:
         """Those that were registered at any router."""
-        for name, url, key in await self.store.routers.endpoints():
-            self._dispatcher.endpoints.register(Known(name, url, api_key=key))
+        before = list(self._dispatcher.endpoints.values())
+        kept = {
+            name: Known(name, url, api_key=key)
+            for name, url, key in await self.store.routers.endpoints()
+        }
+        for known in kept.values():
+            self._dispatcher.endpoints.register(known)
+        for gone in {e.id for e in before if e.known.provider == "fixed"} - self._fleet - {*kept}:
+            self._drain(gone)
 
     def _drain(self, name: str) -> None:
         if endpoint := self._dispatcher.endpoints.get(name):
@@ -218,6 +230,10 @@ class SharedEngine(Engine):
 
     # The store knows best: others end jobs too
 
+    async def _take_in(self, job: Job, submission: Submission) -> Job:
+        with self._doubted():
+            return await super()._take_in(job, submission)
+
     async def _find(self, job_id: str) -> Job | None:
         live = self.queue.lives.get(job_id)
         if live and self.leads and not self._others:
@@ -234,10 +250,21 @@ class SharedEngine(Engine):
         return job
 
     async def _try_to_end(self, live: Live, job: Job) -> bool:
-        ended = await super()._try_to_end(live, job)
+        with self._doubted():
+            ended = await super()._try_to_end(live, job)
         if not ended:
             await self._end_ended([live])
         return ended
+
+    @contextlib.contextmanager
+    def _doubted(self) -> Generator[None]:
+        """What fails may be committed, with only the answer lost: the queue is read anew then."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, Problem) or isinstance(error, Unavailable):
+                self._heard_at = -math.inf
+            raise
 
     def _end(self, live: Live, job: Job) -> None:
         if not live.ended:
@@ -270,7 +297,8 @@ class SharedEngine(Engine):
             self._to_tell.clear()
             untold = list(self._untold)
             self._untold.clear()
-            await _logged(self.store.routers.tell(untold))
+            if not await _logged(self.store.routers.tell(untold)):
+                self._tell_all()  # instead of what is lost
             await asyncio.sleep(TELL_S)
 
     async def _hearing(self) -> None:
@@ -279,14 +307,23 @@ class SharedEngine(Engine):
             await _logged(self._hear())
 
     async def _hear(self) -> None:
-        if _clock() - self._heard_at > NEWS_KEPT_S / 2:  # some may be gone
+        while True:
+            asked = _clock()
+            news = await self.store.routers.news(self._heard)
+            if _clock() - self._heard_at > NEWS_KEPT_S / 2:  # some may have gone before that
+                return await self._hear_anew()
+            if not news:
+                self._heard_at = asked
+                return
+            await self._take(news)
+            self._heard = max(self._heard, news[-1].id)
+
+    async def _hear_anew(self) -> None:
+        self._heard_at = _clock()
+        with self._doubted():
             self._heard = await self.store.routers.newest()
             await self._know_endpoints()
             await self._catch_up(anew=not self._leads)
-        while news := await self.store.routers.news(self._heard):
-            await self._take(news)
-            self._heard = max(self._heard, news[-1].id)
-        self._heard_at = _clock()
 
     async def _take(self, news: list[News]) -> None:
         about = {one.about for one in news if one.kind in (routers.NEW, routers.ENDED)}
@@ -376,11 +413,13 @@ async def _wait(event: asyncio.Event, most_s: float) -> None:
     event.clear()
 
 
-async def _logged(work: Coroutine[Any, Any, object]) -> None:
+async def _logged(work: Coroutine[Any, Any, object]) -> bool:
     """What fails now is tried again soon: no router may stop to renew its lease or to listen."""
     try:
         await work
+        return True
     except Unavailable as problem:
         log.warning("routers on this database: %s", problem)
     except Exception:
         log.exception("routers on this database")
+    return False
