@@ -185,6 +185,14 @@ class Settings(BaseSettings):
             raise ValueError("give file:///folder or s3://bucket/prefix")
         return value
 
+    @field_validator("slots")
+    @classmethod
+    def _known_devices(cls, value: dict[str, str]) -> dict[str, str]:
+        for device in value.values():
+            if device.startswith("cuda") and not re.fullmatch(r"cuda(:[0-9]+)?", device):
+                raise ValueError(f"{device} is no device: give cpu, or cuda:0, cuda:1 and so on")
+        return value
+
     @field_validator("data", "home")
     @classmethod
     def _absolute(cls, value: Path) -> Path:

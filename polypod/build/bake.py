@@ -11,6 +11,7 @@ It runs during image builds and `polypod setup`, one source at a time, and last 
 from __future__ import annotations
 
 import argparse
+import errno
 import fnmatch
 import hashlib
 import http.client
@@ -165,7 +166,8 @@ def patiently(url: str, gated: bool, work: Callable[[], Any]) -> Any:
         try:
             return work()
         except (OSError, EOFError, http.client.HTTPException) as error:
-            if getattr(error, "code", 0) in (401, 403, 404) or attempt == TRIES - 1:
+            for_good = getattr(error, "code", 0) in (401, 403, 404) or is_full(error)
+            if for_good or attempt == TRIES - 1:
                 raise Failed(why(url, error, gated)) from None
             time.sleep(min(2**attempt, 30))
 
@@ -217,11 +219,17 @@ def why(url: str, error: Exception, gated: bool) -> str:
             if not token()
             else "The token's account has not been granted access. Ask for it on the hub's page."
         )
+    elif is_full(error):
+        hint = "Make room there, then build again: what is there already is kept."
     elif code == 404:
         hint = "It has moved, or the revision is wrong."
     else:
         hint = "Check the network, then build again: what is there already is kept."
     return f"{url} cannot be fetched ({error}). {hint}"
+
+
+def is_full(error: Exception) -> bool:
+    return getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
 
 
 def check(path: Path, expected: dict, source: object) -> None:

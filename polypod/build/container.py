@@ -171,13 +171,15 @@ def label_of(program: str, image: str) -> str:
     if Path(program).name == "buildah":
         labels = labels.replace(".Config", ".OCIv1.Config")
         look = [program, "inspect", "--type", "image", "--format", labels, image]
-    said = subprocess.run(look, capture_output=True, text=True, check=False).stdout.strip()
-    return said if said != "<no value>" else ""
+    said = subprocess.run(look, capture_output=True, text=True, check=False)
+    if said.returncode:
+        raise CannotBuild(f"What {image} holds cannot be told: {_last_line(said.stderr)}")
+    return said.stdout.strip().removeprefix("<no value>")
 
 
 def registry_of(reference: str) -> str:
-    """The host in an image's name; `docker.io` where none is said."""
-    first = reference.split("/")[0]
+    """The host in an image's name, with a port that is not HTTPS's; `docker.io` where none is."""
+    first = reference.split("/")[0].lower().removesuffix(":443").removesuffix(".")
     named = "/" in reference and ("." in first or ":" in first or first == "localhost")
     return first if named and first not in ("index.docker.io",) else "docker.io"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ from polypod.jobs.fits import CLASS_SLACK
 from polypod.model import Model
 from polypod.settings import Settings
 from polypod.workers.devices import Devices, Gpu
+from polypod.workers.process import environment
 
 GIB = 1024**3
 WORKING_GB = 2.0
@@ -204,7 +204,7 @@ def _size(path: Path) -> int:
 
 def _imports(model: Model, home: Home, python: str) -> Generator[Finding]:
     names = model.image.imports
-    env = os.environ | {"HF_HUB_OFFLINE": "1"} | home.environment(model.image)
+    env = environment(python, home.environment(model.image))
     try:
         said = subprocess.run(
             [python, "-c", TRY, *names],

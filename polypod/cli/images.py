@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 import sys
@@ -112,10 +113,12 @@ def set_up_model(
 
 def see_doctor(name: str, quick: bool, as_json: bool) -> int:
     def work() -> int:
-        devices, model = Devices(), declaration(name)
+        devices, model, settings = Devices(), declaration(name), read_settings()
         asyncio.run(devices.look())
+        slots = {**model.slot_devices(os.environ), **settings.slots}  # as its service does
+        model, settings = model.configured(os.environ), settings.model_copy(update={"slots": slots})
         examine = doctor.examine if quick else doctor.examine_deeply
-        findings = examine(model, read_settings(), devices)
+        findings = examine(model, settings, devices)
         if as_json:
             print_json([asdict(finding) for finding in findings])
         else:

@@ -187,6 +187,13 @@ def test_a_file_of_its_own_is_checked_by_what_is_known_of_it(
     assert gone.returncode and "cannot be fetched" in gone.stderr
 
 
+def test_a_full_disk_is_told_at_once(hugging: Hugging, tmp_path: Path) -> None:
+    (tmp_path / "w.part").symlink_to("/dev/full")
+    done = run("url", tmp_path, asdict(Url(f"{hugging.url}/store/w", "w", size=len(LARGE))))
+    assert done.returncode and "No space left" in done.stderr and "Make room" in done.stderr
+    assert len(hugging.seen) == 1
+
+
 def test_a_licensed_file_is_taken_from_the_builder(tmp_path: Path) -> None:
     supplied, weights = tmp_path / "mine", tmp_path / "weights"
     supplied.mkdir()

@@ -102,6 +102,9 @@ def test_no_builder_is_told_with_what_else_there_is() -> None:
         ("ghcr.io/me/sam3d", "ghcr.io"),
         ("registry.example:5000/sam3d:1", "registry.example:5000"),
         ("localhost/sam3d", "localhost"),
+        ("GHCR.io/me/sam3d", "ghcr.io"),
+        ("ghcr.io:443/me/sam3d", "ghcr.io"),
+        ("ghcr.io./me/sam3d", "ghcr.io"),
     ],
 )
 def test_the_registry_of_a_name(name: str, registry: str) -> None:

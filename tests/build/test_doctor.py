@@ -133,6 +133,18 @@ def test_imports_that_fail_are_told_by_their_own_words(home: Home) -> None:
     assert "No module named 'no_such_package'" in found[1]
 
 
+@pytest.mark.usefixtures("with_a40")
+def test_what_only_this_shell_can_import_is_missing(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is for the worker, which is given no PYTHONPATH of ours, and its own commands first."""
+    (tmp_path / "only_of_this_shell.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    image = replace(PAINTER.image, imports=("only_of_this_shell",))
+    found = see(home, deeply=True, model=replace(PAINTER, image=image))
+    assert blocking(found) == ["imports"]
+
+
 @pytest.mark.parametrize(
     ("gpus", "driver", "cuda", "blocks", "told"),
     [
@@ -191,3 +203,7 @@ def test_the_command_tells_all_and_its_status_says_whether_it_can_work(tmp_path:
     assert ill.returncode == 1
     assert "polypod setup sam3d" in ill.stdout and "HF_TOKEN" in ill.stdout
     assert run("sam4d").stderr.count("Did you mean 'sam3d'?") == 1
+    env["HUNYUAN_DEVICE"] = "cuda:7"
+    assert "There is no GPU cuda:7" in run("hunyuan21", "--quick").stdout
+    env["POLYPOD_SLOT_TEXTURE"] = "cuda:x"
+    assert "cuda:x is no device" in run("hunyuan21", "--quick").stderr

@@ -81,12 +81,15 @@ def test_push_heeds_the_label_of_an_image(tmp_path: Path, monkeypatch: pytest.Mo
     program.write_text(
         f'#!/bin/sh\necho "$@" >> {log}\n'
         '[ "$2" != inspect ] || [ "$5" != old:1 ] || echo SMPLX.npz\n'
+        '[ "$2" != inspect ] || [ "$5" != gone:1 ] || { echo no such image >&2; exit 1; }\n'
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     free = replace(PAINTER, weights=Weights())
     with pytest.raises(CannotBuild, match=r"SMPLX\.npz.*ghcr\.io.*--private"):
         push(free, "old:1", "ghcr.io/me/old:1", backend="builder", private=False)
+    with pytest.raises(CannotBuild, match=r"What gone:1 holds cannot be told: no such image"):
+        push(free, "gone:1", "ghcr.io/me/gone:1", backend="builder", private=False)
     push(free, "old:1", "ghcr.io/me/old:1", backend="builder", private=True)
     push(free, "new:1", "ghcr.io/me/new:1", backend="builder", private=False)
     pushed = re.findall(r"^push (\S+)", log.read_text(), re.MULTILINE)
