@@ -311,8 +311,10 @@ class S3Blobs:
     def digests(self) -> Iterator[tuple[str, int, float]]:
         """Digest, size in bytes and time of the upload (Unix seconds) of all that is kept.
 
-        One request for each thousand; marks that have done their duty go on the way.
+        One request for each thousand; on the way go marks that have done their duty, and what
+        servers left half-written that died less than a day before they were started again.
         """
+        self._abort_left_over()
         for mark in self.bucket.list("marks/"):
             if mark.age_s > (DOUBT_S if mark.size else self.grace_s + STALE_S):
                 self.bucket.delete(mark.key)
@@ -323,7 +325,10 @@ class S3Blobs:
 
     def clear_tmp(self) -> int:
         """Removes what dead servers left half-written, here and (after a day) in the bucket."""
-        count = self._folder.clear_tmp()
+        return self._folder.clear_tmp() + self._abort_left_over()
+
+    def _abort_left_over(self) -> int:
+        count = 0
         try:
             for upload in self.bucket.unfinished():
                 if upload.begun < time.time() - UNFINISHED_S:

@@ -157,6 +157,12 @@ class LocalBlobs(Blobs):
                     count += 1
         return count
 
+    def digests(self) -> Iterator[tuple[str, int, float]]:
+        """As `Blobs.digests`; from a shared folder, what is left half-written goes on the way."""
+        if self._shared:  # who died is started again before that is old
+            self.clear_tmp()
+        yield from super().digests()
+
     def stream(self, digest: str, start: int = 0, stop: int | None = None) -> Generator[bytes]:
         yield from read_open(os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC), start, stop)
 

@@ -638,6 +638,17 @@ def test_leftovers_of_dead_servers_are_cleared(
     assert blobs.clear_tmp() == 0
 
 
+def test_an_upload_that_a_dead_server_left_goes_while_others_run(
+    blobs: S3Blobs, proxy: FaultyProxy, server: S3Server, bucket: str
+) -> None:
+    """Who died was started again before it was old."""
+    server.client().create_multipart_upload(Bucket=bucket, Key="pods/blobs/aa/half")
+    assert list(blobs.digests()) == []
+    assert uploads(server, bucket) == []
+    proxy.fail("status", "GET", "uploads", status=403, code="AccessDenied")
+    assert list(blobs.digests()) == []
+
+
 # --- the check at the start
 
 

@@ -80,6 +80,18 @@ def test_what_another_server_is_writing_stays(
     assert open_blobs(Settings()).clear_tmp() == 1
 
 
+def test_what_a_dead_server_left_goes_while_others_run(tmp_path: Path) -> None:
+    """Who died was started again before it was old."""
+    blobs = LocalBlobs(tmp_path, shared=True)
+    (leftover := tmp_path / "tmp/of-a-dead-server").write_bytes(b"half")
+    with blobs.writer() as writer:
+        assert list(blobs.digests()) == [] and leftover.exists()
+        os.utime(leftover, (0, 0))
+        assert list(blobs.digests()) == [] and not leftover.exists()
+        writer.write(b"content")
+        assert blobs.path(writer.commit().digest).read_bytes() == b"content"
+
+
 def test_what_one_process_puts_while_another_sweeps_is_never_lost(tmp_path: Path) -> None:
     """Two stores on one folder, as two processes have them: no lock is between them."""
     ours, theirs = LocalBlobs(tmp_path, shared=True), LocalBlobs(tmp_path, shared=True)
