@@ -7,10 +7,12 @@ task at a time. Several workers may be resident in a lane; two slots on one devi
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from polypod import metrics, tracing
@@ -24,6 +26,8 @@ from polypod.workers import events as e
 from polypod.workers.process import end_leftovers
 from polypod.workers.spec import spec_of
 from polypod.workers.worker import StageTask, Worker
+
+log = logging.getLogger("polypod.workers")
 
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """How long a lane stays closed after so many deaths in a row."""
@@ -185,7 +189,7 @@ class Pool:
         lane = self._lanes[place]
         lane.running = handed = self._handed(assignment)
         lane.count(assignment.worker)
-        self._background.run(self._begin(lane, handed, evict))
+        self._background.run(self._begin(lane, handed, evict), partial(self._not_begun, lane))
 
     def reserve(self, assignment: Assignment, place: str) -> None:
         """Hand `assignment` to the worker that is busy on the place."""
@@ -254,7 +258,7 @@ class Pool:
                 if lane.capacity_gb is None or used <= lane.capacity_gb:
                     await self._spawn(lane, key)
 
-    async def _spawn(self, lane: _Lane, key: WorkerKey) -> Worker:
+    async def _spawn(self, lane: _Lane, key: WorkerKey) -> None:
         model = self._models[key[0]]
         on_gpu = lane.device.startswith("cuda")
         spec = spec_of(
@@ -268,20 +272,35 @@ class Pool:
         worker = lane.workers[key] = Worker(
             spec, lambda child, event: self._on_event(lane, key, child, event), self._pids
         )
-        await worker.start()
-        return worker
+        try:
+            await worker.start()
+        except Exception:
+            del lane.workers[key]
+            raise
 
     async def _begin(self, lane: _Lane, handed: _Handed, evict: tuple[WorkerKey, ...]) -> None:
         key = handed.assignment.worker
         lane.leaving += [lane.workers.pop(other) for other in evict if other in lane.workers]
         await asyncio.gather(*(worker.stop() for worker in lane.leaving))
+        worker = lane.workers.get(key)
+        if not handed.settled and (worker is None or not worker.alive):
+            await self._spawn(lane, key)
         if handed.settled:  # cancelled meanwhile
             self._ended(lane, handed)
-            return
-        worker = lane.workers.get(key)
-        if worker is None or not worker.alive:
-            await self._spawn(lane, key)
-        self._hand_over(lane, handed)
+        else:
+            self._hand_over(lane, handed)
+
+    async def _not_begun(self, lane: _Lane, error: Exception) -> None:
+        """The worker's process could not be started, as without memory or files: again later."""
+        log.error("no worker can be started on %s", lane.device, exc_info=error)
+        hit, lane.running, lane.reserved = lane.handed(), None, None
+        for handed in hit:
+            self._back_off(lane, handed.assignment.worker)
+        why = JobError("worker_not_started", "The model's process could not be started.")
+        for handed in hit:
+            if not handed.settled:
+                self.listener.task_returned(handed.assignment.job, why)
+        self.listener.places_changed()
 
     def _hand_over(self, lane: _Lane, handed: _Handed) -> None:
         key = handed.assignment.worker

@@ -12,7 +12,7 @@ from benchmarks.models.relay.model import MODEL
 from polypod.jobs.job import JobError
 from polypod.settings import Settings
 from polypod.workers.pool import Assignment, Pool
-from polypod.workers.worker import StageTask
+from polypod.workers.worker import StageTask, Worker
 
 pytestmark = pytest.mark.anyio
 
@@ -99,3 +99,24 @@ async def test_a_task_cancelled_before_its_worker_has_it_never_starts(
             heard.news.clear()
     await pool.stop()
     assert [about for what, about in heard.told if what == "started"] == ["b/paint"]
+
+
+async def test_a_worker_that_cannot_be_started_gives_its_task_and_the_place_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: Worker) -> None:
+        raise OSError(24, "Too many open files")
+
+    pool, heard = pool_of(tmp_path, monkeypatch, geometry="cuda:0", texture="cuda:0")
+    await pool.start()
+    await asyncio.sleep(0)
+    place = next(place for place in pool.places() if "texture" in place.slots)
+    monkeypatch.setattr(Worker, "start", fail)
+    task = StageTask("a/paint", "", "paint", {}, str(tmp_path / "a"), {})
+    pool.begin(Assignment("a", TEXTURE, (task,)), place.id, (GEOMETRY,))
+    while ("returned", "a") not in heard.told:
+        await asyncio.wait_for(heard.news.wait(), 30)
+        heard.news.clear()
+    (left,) = (each for each in pool.places() if each.id == place.id)
+    assert not left.running and not left.resident
+    await pool.stop()
