@@ -204,6 +204,7 @@ class Engine:
             idempotency_key=submission.idempotency_key,
             request_digest=submission.request_digest,
             trace=tracing.begin(submission.traceparent),
+            relayed=submission.relayed,
             assets=tuple(Asset(n, ref, "input") for n, ref in submission.uploads.items()),
         )
         # shielded: a job that is committed is in line too, even if its client has gone
@@ -226,7 +227,6 @@ class Engine:
                 self.settings.max_queue_size,
                 webhook_url=submission.webhook_url,
                 most_queued=submission.most_queued,
-                durable=not submission.relayed,
             )
         except Problem as problem:
             metrics.job_refused(job.model, problem.code())
@@ -235,8 +235,6 @@ class Engine:
             return await self.job(stored.id, None)
         metrics.job_submitted(job.model)
         self._enter(stored)
-        if submission.relayed and (live := self.queue.lives.get(stored.id)):
-            live.relayed = True
         return stored
 
     def _enter(self, job: Job) -> None:
@@ -406,7 +404,7 @@ class Engine:
         """Its first stage has started."""
         live.job = replace(live.job, status="processing", started_at=at)
         self.queue.begin(live)
-        durable = not live.relayed
+        durable = not live.job.relayed
         self._background.run(self.store.start(live.job.id, live.job.attempt, at, durable))
         self._line_moved()
 
@@ -452,14 +450,13 @@ class Engine:
                 wait = min(wait * 2, 10)
 
     async def _try_to_end(self, live: Live, job: Job) -> bool:
-        durable = not live.relayed
-        if not await self.store.finish(job, as_owner=self.leads, durable=durable):
+        if not await self.store.finish(job, as_owner=self.leads):
             return False
         self.webhooks.wake()
         metrics.job_ended(job)
         tracing.job_ended(job)
         self._end(live, job)
-        if job.status == "completed" and not live.relayed:
+        if job.status == "completed" and not job.relayed:
             self.derived.prepare(job, live.model)
         return True
 

@@ -97,6 +97,9 @@ class Job:
     request_digest: str = ""
     trace: str = ""
     """Where it belongs among others' work: a `tracing.Trace` as text; empty: nowhere."""
+    relayed: bool = False
+    """A router keeps it durably and shows its result: what is written here need not be durable, no
+    previews are made unless they are asked for, and the result stays until the router has it."""
     seq: int = 0
     """Place in the order of arrival; given by the store."""
     status: Status = "queued"

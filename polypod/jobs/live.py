@@ -40,9 +40,6 @@ class Live:
     handed: bool = False
     """A worker has it, running or reserved."""
     ended: bool = False
-    relayed: bool = False
-    """A router keeps it durably and shows its result: what is written here need not be durable,
-    and no previews are made unless they are asked for."""
     tries: int = 0
     at: str = ""
     """The stage that runs now."""

@@ -396,7 +396,7 @@ class StageRunner:
         assets = self._take(live, kept, ran=True)
         end = self._end_as_completed(live, manifest) if manifest and not live.ended else None
         new = () if end else assets  # the end brings all of them, in the same commit
-        durable = not live.relayed
+        durable = not live.job.relayed
         keep = self._store.keep_stage(kept, live.job.id, live.job.attempt, new, durable)
         saving = [self._background.run(keep)]  # the job goes on also where this fails
         if end:

@@ -96,7 +96,7 @@ async def evict(hand_over: HandOver, bytes_over: int, pinned: frozenset[str]) ->
     )
     results = partial(
         _evict,
-        oldest=sql.OLD_RESULTS,
+        oldest=sql.EVICTED_RESULTS,
         files=sql.OUTPUT_FILES,
         forget=[sql.FORGET_OUTPUTS, sql.MARK_OUTPUTS_GONE],
         but=frozenset[str](),

@@ -81,7 +81,7 @@ def _files_of(table: Table, key: ColumnElement[Any], owner: ColumnElement[Any], 
 
 _job_files = _files_of(assets, assets.c.job, jobs.c.seq, "id", "kind", "name", "stage")
 _hidden = ("results_at", "inputs_at", "router")
-_behind_log = ("log", "trace")
+_behind_log = ("log", "trace", "relayed")
 """Not in a page of the history: to read them is to read whole logs."""
 _columns = [column for column in jobs.c if column.name not in _hidden]
 _unfinished = jobs.c.status.in_(("queued", "processing"))
@@ -290,6 +290,8 @@ def _oldest(time: Column[Any], *columns: ColumnElement[Any]) -> Select[Any]:
 
 
 OLD_RESULTS = _oldest(jobs.c.results_at, jobs.c.seq, jobs.c.id)
+EVICTED_RESULTS = OLD_RESULTS.where(~jobs.c.relayed)
+"""A router deletes its job here when it has the results; until then they stay."""
 OLD_INPUTS = _oldest(jobs.c.inputs_at, jobs.c.seq, jobs.c.id)
 OLD_JOBS = _oldest(jobs.c.finished_at, jobs.c.seq, jobs.c.id)
 OLD_STAGES = _oldest(kept_stages.c.used_at, kept_stages.c.id, kept_stages.c.key)
@@ -334,6 +336,7 @@ def job_row(job: Job) -> dict[str, Any]:
         "idempotency_key": job.idempotency_key,
         "request_digest": job.request_digest,
         "trace": job.trace,
+        "relayed": job.relayed,
         "params": dict(job.params),
         **_outcome(job),
     }
@@ -387,7 +390,7 @@ def given_rows(seq: int, inputs: Mapping[str, FileRef]) -> list[dict[str, Any]]:
 
 
 def job_of(row: RowMapping) -> Job:
-    """A job from a row of `JOB` or, without log and trace, of `HISTORY`."""
+    """A job from a row of `JOB` or, without what is `_behind_log`, of `HISTORY`."""
     found: dict[str, Any] = dict(row)
     files = sorted(cast(list[list[Any]], found.pop("files")))
     error, stages = found.pop("error"), found.pop("stages")

@@ -99,7 +99,6 @@ class Store:
         retry_after_s: int = 10,
         most_queued: int | None = None,
         webhook_url: str = "",
-        durable: bool = True,
     ) -> Job:
         """Stores a new job and returns it with its `seq`; its end will be due at `webhook_url`.
 
@@ -127,7 +126,7 @@ class Store:
             self.routers.note(connection, NEW, job.id)
             return replace(job, seq=seq)
 
-        return await self._writer.hand_over(work, durable)
+        return await self._writer.hand_over(work, durable=not job.relayed)
 
     async def start(self, job_id: str, attempt: int, at: float, durable: bool = True) -> bool:
         """queued -> processing. False: the job is not queued, or not in this attempt."""
@@ -145,7 +144,7 @@ class Store:
         values = self._fence(job_id, attempt)
         return await self._writer.hand_over(lambda c: c.execute(statement, values).rowcount > 0)
 
-    async def finish(self, job: Job, as_owner: bool = True, durable: bool = True) -> bool:
+    async def finish(self, job: Job, as_owner: bool = True) -> bool:
         """Writes the job's end: status, times, error, stages, assets, facts, log.
 
         The job's outputs are then exactly `job.assets`, and its webhook is due. False, and
@@ -168,7 +167,7 @@ class Store:
             deliveries.make_due(connection, seq, job)
             return True
 
-        return await self._writer.hand_over(work, durable)
+        return await self._writer.hand_over(work, durable=not job.relayed)
 
     async def take_over(self) -> list[Job]:
         """At a server's start: every unfinished job, oldest first, queued again in a new attempt.

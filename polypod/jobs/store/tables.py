@@ -23,10 +23,11 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
-REVISION = "0006"
+REVISION = "0007"
 """The newest migration: what this code reads and writes."""
 
 GIVEN = "given"
@@ -101,6 +102,7 @@ jobs = Table(
     _text("log"),  # long and seldom asked for, so after the others: SQLite reads rows from the left
     Column("trace", Text, nullable=False, server_default=""),
     Column("router", Text, nullable=False, server_default=""),  # its owner, where there are several
+    Column("relayed", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("id"),
     CheckConstraint(
         "status in ('queued', 'processing', 'completed', 'failed', 'cancelled')", name="status"

@@ -26,7 +26,9 @@ def keep(**seconds: float) -> Settings:
     return Settings(**{name: FOR_EVER for name in ages} | seconds)  # type: ignore[arg-type]
 
 
-async def a_job(store: Store, name: str, finished_at: float | None = None) -> Job:
+async def a_job(
+    store: Store, name: str, finished_at: float | None = None, relayed: bool = False
+) -> Job:
     """Files: NAME-in, NAME-up, and when finished NAME-out, NAME-view."""
     job = Job(
         id=new_id(),
@@ -35,6 +37,7 @@ async def a_job(store: Store, name: str, finished_at: float | None = None) -> Jo
         inputs={"image": a_file(f"{name}-in")},
         params={},
         created_at=1.0,
+        relayed=relayed,
         assets=(Asset("image", a_file(f"{name}-up"), "input"),),
     )
     job = await store.submit(job, ROOM)
@@ -124,6 +127,15 @@ async def test_eviction_takes_unused_stages_then_the_oldest_results(store: Store
     assert await store.evict(10**9, {"pinned"}) == Forgotten()
     kept = ["first-in", "first-up", "pinned-file", "running-in", "running-up"]
     assert await gone(store, *kept) == set()
+
+
+async def test_a_routers_results_are_not_evicted_before_it_has_them(store: Store) -> None:
+    """It deletes the job then. One that never comes back is no reason to keep them for ever."""
+    relayed = await a_job(store, "relayed", 10.0, relayed=True)
+    own = await a_job(store, "own", 20.0)
+    assert await store.evict(10**9) == Forgotten(results=[own.id])
+    assert await gone(store, "relayed-out") == set()
+    assert (await store.expire(NOW, keep(keep_results_s=0))).results == [relayed.id]
 
 
 async def test_only_bytes_that_nothing_else_points_to_count_as_freed(store: Store) -> None:
