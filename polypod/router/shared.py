@@ -80,7 +80,7 @@ class SharedEngine(Engine):
         await self._know_endpoints()
         await self._renew()
         if not self._leads:
-            await self._catch_up(anew=True)
+            await self._catch_up()
         self._channel = Channel(self.store.routers.url, self.id)
         for work in (self._channel.run(), self._renewing(), self._hearing(), self._telling()):
             self._background.run(work)
@@ -134,6 +134,9 @@ class SharedEngine(Engine):
         for live in others:
             self.runner.add(live)
         async for job in _in_turns(unfinished):
+            live = self.queue.lives.get(job.id)
+            if live and live.job.attempt < job.attempt:  # mirrored now, but read before
+                self.queue.remove(live)
             if not self._is_known(job.id):
                 self._take_over(job)
         self._house = self._lead(())
@@ -150,12 +153,12 @@ class SharedEngine(Engine):
 
     # The mirror of the queue
 
-    async def _catch_up(self, *, anew: bool) -> None:
-        """See which jobs are unfinished; `anew`: what was known of them counts no more."""
+    async def _catch_up(self) -> None:
+        """See which jobs are unfinished; but where it leads, what was known counts no more."""
         known = list(self.queue.lives.values())
         unfinished = await self.store.routers.unfinished()
         await self._know_models(unfinished)
-        if anew:
+        if anew := not self._leads:  # it may have taken the lead while it read
             self._begin_anew(unfinished)
         async for job in _in_turns(unfinished):
             self._mirror(job)
@@ -323,7 +326,7 @@ class SharedEngine(Engine):
         with self._doubted():
             self._heard = await self.store.routers.newest()
             await self._know_endpoints()
-            await self._catch_up(anew=not self._leads)
+            await self._catch_up()
 
     async def _take(self, news: list[News]) -> None:
         about = {one.about for one in news if one.kind in (routers.NEW, routers.ENDED)}
@@ -337,7 +340,7 @@ class SharedEngine(Engine):
             elif one.kind == routers.LEADS:
                 self._to_renew.set()
                 if not self._leads:
-                    await self._catch_up(anew=True)
+                    await self._catch_up()
             elif one.kind == routers.REGISTERED:
                 await self._know_endpoints()
             elif one.kind == routers.REMOVED:

@@ -127,6 +127,34 @@ async def test_a_mirror_that_begins_anew_shows_where_jobs_are(
         assert places(engine) == {job.id}
 
 
+async def test_what_was_read_before_a_takeover_does_not_undo_it(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue is read slowly, since another one led; that one ends before the answer is there."""
+    async with leading(postgres_url) as leader, running(postgres_url, tmp_path) as engine:
+        job = await submitted(leader)
+        await until(lambda: job.id in engine.queue.lives)
+        unfinished = engine.store.routers.unfinished
+        read, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slowly() -> list[Job]:
+            found = await unfinished()
+            read.set()
+            await go_on.wait()
+            return found
+
+        monkeypatch.setattr(engine.store.routers, "unfinished", slowly)
+        await leader.routers.lead()
+        await read.wait()
+        await leader.routers.leave()
+        await until(lambda: engine.leads)
+        go_on.set()
+        later = await submitted(leader)
+        await until(lambda: later.id in engine.queue.lives)
+        kept = await engine.store.get(job.id)
+        assert kept and engine.queue.lives[job.id].job.attempt == kept.attempt
+
+
 async def test_news_that_were_gone_before_they_were_read_are_made_good(
     postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
