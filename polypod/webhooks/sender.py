@@ -116,6 +116,9 @@ class Sender:
             return  # deleted, and its webhook with it
         except Problem as problem:
             words = problem.message
+        except Exception:  # not noted, it would be sent again at once, and for ever
+            log.exception("webhook %s cannot be sent", delivery.id)
+            words = "The server failed to send it: its log says why."
         ended = after_attempt(delivery, status, words, time.time(), random.random())  # noqa: S311
         _tell(ended)
         await self._note(ended)

@@ -18,6 +18,7 @@ import pytest
 from polypod.jobs.job import Job, new_id
 from polypod.jobs.store.deliveries import Delivery
 from polypod.jobs.store.store import Store
+from polypod.safe_http import tls_context
 from polypod.settings import Settings
 from polypod.webhooks.schedule import PER_HOST
 from polypod.webhooks.sender import Sender
@@ -100,6 +101,19 @@ async def test_it_arrives_once_and_is_signed(kept: Store, receiver: Receiver) ->
     assert abs(int(at.removeprefix("t=")) - time.time()) < 60
     signed = at.removeprefix("t=").encode() + b"." + got.body
     assert digest == hmac.new(b"s", signed, hashlib.sha256).hexdigest()
+
+
+async def test_what_this_server_cannot_send_is_tried_again_later_each_time(
+    kept: Store, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "there is none"))
+    tls_context.cache_clear()
+    async with sending(kept) as sender:
+        job = await finished(kept, receiver.url())
+        sender.wake()
+        failed = await noted(kept, job)
+    assert "failed to send it" in failed.last_error and failed.next_at
+    assert receiver.got == []
 
 
 async def test_a_500_is_tried_again_under_the_same_id(kept: Store, receiver: Receiver) -> None:
