@@ -53,6 +53,7 @@ def announce_parent() -> None:
     os.environ[PARENT] = str(os.getpid())
     os.environ["POLYPOD_DATA"] = str(Path(os.environ.get("POLYPOD_DATA", "data")).absolute())
     replace_at_once()
+    end_on_hangup()
     context = click.get_current_context(silent=True)
     if context is None:
         return
@@ -122,6 +123,26 @@ def replace_at_once() -> None:
 
     loop = cast(Any, IOLoop.current())
     loop.asyncio_loop.add_signal_handler(signal.SIGCHLD, loop.add_callback, replace)
+
+
+def end_on_hangup() -> None:
+    """In the parent: a closed terminal ends it, unless it was started with nohup.
+
+    circus would start the API process anew then, and serve on where nobody sees it.
+    """
+    from tornado.ioloop import IOLoop
+
+    if threading.current_thread() is not threading.main_thread():
+        return
+    on_hangup: Any = signal.getsignal(signal.SIGHUP)
+    if on_hangup is not signal.SIG_IGN:
+        on_hangup = _end_as_asked
+    loop = cast(Any, IOLoop.current()).asyncio_loop
+    loop.call_soon(signal.signal, signal.SIGHUP, on_hangup)  # once circus has set its own
+
+
+def _end_as_asked(_: int, __: FrameType | None) -> None:
+    signal.raise_signal(signal.SIGTERM)
 
 
 def check_address(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import threading
@@ -63,6 +64,23 @@ def test_a_stop_ends_streams_and_waits_and_keeps_the_job(tmp_path: Path) -> None
     with bentoml_serve(tmp_path, STUB) as server:
         for told in server.http.get("/jobs").json()["jobs"]:
             assert told["status"] in ("queued", "processing"), told
+
+
+def test_a_closed_terminal_ends_it_unless_it_was_started_with_nohup(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            stays = stack.enter_context(bentoml_serve(tmp_path, STUB))
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        ends = stack.enter_context(bentoml_serve(tmp_path, STUB, POLYPOD_DATA=str(tmp_path / "b")))
+        serving, gone = stays.api(), ends.family()
+        for server in (stays, ends):  # the API process is in a session of its own
+            server.process.send_signal(signal.SIGHUP)
+        assert ends.process.wait(20) == 0, ends.log
+        assert all_gone(gone)
+        assert stays.http.get("/readyz").status_code == 200
+        assert stays.api() == serving
 
 
 def test_it_stops_while_the_engine_waits_for_the_data(tmp_path: Path) -> None:

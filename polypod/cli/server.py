@@ -57,13 +57,17 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def signals_end_us() -> Generator[None]:
-    """A closed terminal or a `kill` ends us by an exception, so that the service is stopped."""
+    """A closed terminal or a `kill` ends us by an exception, so that the service is stopped.
+
+    With nohup a closed terminal does not.
+    """
 
     def end(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
     numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, end) for number in numbers}
+    minded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in minded}
     try:
         yield
     finally:

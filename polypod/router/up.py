@@ -102,10 +102,11 @@ class _Up:
             if not self._server.started:
                 main.cancel()
 
-        for number in SIGNALS:
+        minded = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]  # as by nohup
+        for number in minded:
             loop.add_signal_handler(number, stop)
         yield
-        for number in SIGNALS:
+        for number in minded:
             loop.remove_signal_handler(number)
 
     async def _tell(self) -> None:

@@ -189,6 +189,19 @@ def test_kill_9_of_the_router_and_of_the_pod(up):
     second.stop(signal.SIGTERM)
 
 
+def test_a_closed_terminal_does_not_end_what_was_started_with_nohup(up, tmp_path):
+    (tmp_path / "fleet.yaml").write_text("models: {inflate: {min: 0}}")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        running = up("--fleet", str(tmp_path / "fleet.yaml"))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    running.wait_serving()
+    told = Path(f"/proc/{running.process.pid}/status").read_text().partition("SigIgn:")[2]
+    assert int(told.split()[0], 16) >> (signal.SIGHUP - 1) & 1
+    running.stop(signal.SIGTERM)
+
+
 def test_what_keeps_it_from_starting_is_told_in_words(up, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = Up(tmp_path, "--port", str(other.getsockname()[1]))
