@@ -32,6 +32,7 @@ LIST = "weights.json"
 TRIES = 6
 TIMEOUT_S = 60
 CHUNK = 1 << 20
+DIGESTS = ("sha256", "md5", "git")
 SECRET = Path("/run/secrets/HF_TOKEN")
 
 
@@ -148,13 +149,20 @@ def write_list(weights: Path) -> None:
 
 
 def fetch(url: str, target: Path, expected: dict, gated: bool = False) -> None:
-    """Download to `target`; a part that an earlier try left is gone on with."""
+    """Download to `target`; a part that an earlier run left is gone on with if a digest will tell
+    whether it was of this file."""
     if target.is_file() and fits(target, expected):
         print(f"weights: {target} is there")
         return
     part = target.with_name(target.name + ".part")
     target.parent.mkdir(parents=True, exist_ok=True)
+    if part.exists() and not any(expected.get(kind) for kind in DIGESTS):
+        part.unlink()
+    begun_before = part.exists()
     patiently(url, gated, lambda: transfer(url, part, gated))
+    if begun_before and not fits(part, expected):
+        part.unlink()
+        patiently(url, gated, lambda: transfer(url, part, gated))
     check(part, expected, url)
     part.replace(target)
     print(f"weights: {target}, {target.stat().st_size} bytes", flush=True)
@@ -248,9 +256,7 @@ def fits(path: Path, expected: dict[str, Any]) -> bool:
     if expected.get("size") and path.stat().st_size != expected["size"]:
         return False
     return all(
-        digest(path, kind).startswith(expected[kind])
-        for kind in ("sha256", "md5", "git")
-        if expected.get(kind)
+        digest(path, kind).startswith(expected[kind]) for kind in DIGESTS if expected.get(kind)
     )
 
 

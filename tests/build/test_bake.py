@@ -187,9 +187,19 @@ def test_a_file_of_its_own_is_checked_by_what_is_known_of_it(
     assert gone.returncode and "cannot be fetched" in gone.stderr
 
 
+@pytest.mark.parametrize("known", [{"sha256": sha256(LARGE)}, {"size": len(LARGE)}, {}])
+def test_what_was_begun_as_another_file_is_begun_anew(
+    hugging: Hugging, tmp_path: Path, known: dict[str, Any]
+) -> None:
+    (tmp_path / "w.part").write_bytes(b"of another revision")
+    done = run("url", tmp_path, asdict(Url(f"{hugging.url}/store/w", "w", **known)))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "w").read_bytes() == LARGE
+
+
 def test_a_full_disk_is_told_at_once(hugging: Hugging, tmp_path: Path) -> None:
     (tmp_path / "w.part").symlink_to("/dev/full")
-    done = run("url", tmp_path, asdict(Url(f"{hugging.url}/store/w", "w", size=len(LARGE))))
+    done = run("url", tmp_path, asdict(Url(f"{hugging.url}/store/w", "w", sha256(LARGE))))
     assert done.returncode and "No space left" in done.stderr and "Make room" in done.stderr
     assert len(hugging.seen) == 1
 
