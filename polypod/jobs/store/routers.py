@@ -149,18 +149,19 @@ class Routers:
         As after a server's death, they are queued again in a new attempt.
         """
 
-        def work(connection: Connection) -> list[Job] | None:
+        def work(connection: Connection) -> bool:
             writer.forget_notes(connection)
             connection.execute(FORGET_LOST, {"me": self.id})
             if connection.execute(LEADER).scalar() not in (None, self.id):
-                return None
+                return False
             if not connection.execute(TAKE_LEAD, {"me": self.id}).rowcount:
-                return None  # taken for lost itself
+                return False  # taken for lost itself
             connection.execute(sql.TAKE_OVER, {"new_router": self.id})
             self.note(connection, LEADS, self.id)
-            return _unfinished(connection)
+            return True
 
-        return await self._write(work)
+        # read afterwards: a reader that is stopped half-way holds its transaction's locks for ever
+        return await self.unfinished() if await self._write(work) else None
 
     async def leave(self) -> None:
         """Gives up what it leads, at once."""

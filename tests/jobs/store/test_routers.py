@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 
 import psycopg
@@ -67,6 +70,46 @@ async def test_a_leader_that_was_slow_but_not_replaced_leads_on(postgres_url: st
         expire(postgres_url, "a")
         lease = await a.routers.renew()
         assert lease and lease.leads
+
+
+TAKES_THE_LEAD = """
+import asyncio, sys
+from polypod.jobs.store.store import Store
+
+async def main():
+    store = await Store.open(sys.argv[1])
+    await store.routers.join("stopped")
+    await store.routers.lead()
+
+asyncio.run(main())
+"""
+READS_JOBS = """SELECT 1 FROM pg_stat_activity
+    WHERE datname = current_database() AND wait_event = 'ClientWrite'"""
+
+
+async def test_one_that_is_stopped_while_it_reads_what_it_leads_holds_nobody_up(
+    postgres_url: str,
+) -> None:
+    """PostgreSQL waits for it for ever: it counts as under way, not as idle in a transaction."""
+    async with routers(postgres_url, "a") as (a,):
+        for _ in range(300):
+            await a.submit(a_job(params={"text": "x" * 100_000}), 1000)
+        with stopped_while_it_reads(postgres_url):
+            await a.submit(a_job(), 1000)
+
+
+@contextmanager
+def stopped_while_it_reads(url: str) -> Iterator[None]:
+    child = subprocess.Popen([sys.executable, "-c", TAKES_THE_LEAD, url])
+    try:
+        with psycopg.connect(url, autocommit=True) as connection:
+            while not connection.execute(READS_JOBS).fetchone():
+                assert child.poll() is None
+        child.send_signal(signal.SIGSTOP)
+        yield
+    finally:
+        child.kill()
+        child.wait()
 
 
 async def test_the_leader_owns_what_any_router_accepts(postgres_url: str) -> None:
