@@ -143,6 +143,7 @@ class Dispatcher:
             async for view in endpoint.client.jobs(limit=200):
                 live = self._live(view.id)
                 if not self._acts:
+                    endpoint.untidy = True
                     return
                 if live and not live.handed and endpoint.takes_jobs:
                     self._assign(live, endpoint, there=True)
