@@ -65,6 +65,7 @@ def test_make_run_takes_a_photo_with_a_space_in_its_name(tmp_path: Path) -> None
         "run",
         "PHOTO=no such.jpg",
         "OUT=my out",
+        "ARGS=",  # not those of the make that runs the tests
         f"BIN={SCRIPT.parent}",
         f"SERVING={installed}",
     ]

@@ -441,7 +441,8 @@ def test_attention_is_xformers_whatever_is_set_outside(monkeypatch: pytest.Monke
     for name in names:
         monkeypatch.setenv(name, "flash_attn")
     spec = spec_of(MODEL, "stage1", Home(Path("/opt")), python="", device="cuda:0", env={})
-    assert [process.environment(spec.env)[name] for name in names] == ["xformers"] * 2
+    seen = process.environment(spec.python, spec.env)
+    assert [seen[name] for name in names] == ["xformers"] * 2
 
 
 def test_the_pipeline_file_is_made_to_name_folders(tmp_path: Path) -> None:
