@@ -27,7 +27,7 @@ setup: $(SERVING) ## make the virtual environment (PYTHON=..., VENV=...)
 	@echo "Ready: $(BIN)/polypod and $(BIN)/bentoml."
 
 test: $(DEV) ## run every test (ARGS=... for pytest)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 upstream: ## upstream's own code without a GPU (MODEL=..., POLYPOD_UPSTREAM=its checkout)
 	@if [ -z "$(MODEL)" ]; then echo "Name the model: make upstream MODEL=sam3d"; exit 2; \
