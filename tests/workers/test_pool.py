@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ class Heard:
     def note(self, what: str, about: str = "") -> None:
         self.told.append((what, about))
         self.news.set()
+
+    async def until(self, question: Callable[[], bool]) -> None:
+        while not question():
+            await asyncio.wait_for(self.news.wait(), 30)
+            self.news.clear()
 
     def task_started(self, task: StageTask, at: float) -> None:
         self.note("started", task.id)
@@ -94,9 +100,7 @@ async def test_a_task_cancelled_before_its_worker_has_it_never_starts(
         pool.begin(Assignment(job, worker, (task,)), place.id, (GEOMETRY,))
         if job == "a":
             pool.cancel(job)
-        while any(each.running for each in pool.places()):
-            await asyncio.wait_for(heard.news.wait(), 30)
-            heard.news.clear()
+        await heard.until(lambda: not any(each.running for each in pool.places()))
     await pool.stop()
     assert [about for what, about in heard.told if what == "started"] == ["b/paint"]
 
@@ -114,9 +118,7 @@ async def test_a_worker_that_cannot_be_started_gives_its_task_and_the_place_back
     monkeypatch.setattr(Worker, "start", fail)
     task = StageTask("a/paint", "", "paint", {}, str(tmp_path / "a"), {})
     pool.begin(Assignment("a", TEXTURE, (task,)), place.id, (GEOMETRY,))
-    while ("returned", "a") not in heard.told:
-        await asyncio.wait_for(heard.news.wait(), 30)
-        heard.news.clear()
+    await heard.until(lambda: ("returned", "a") in heard.told)
     (left,) = (each for each in pool.places() if each.id == place.id)
     assert not left.running and not left.resident
     await pool.stop()

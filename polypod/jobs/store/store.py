@@ -1,8 +1,9 @@
 """The job store: jobs, their files, kept stages and images, in SQLite or PostgreSQL.
 
-Every write is durable when its call returns, and goes through one writer thread (`writer`); reads
-have connections of their own and never wait for it. Blobs themselves are none of its business: it
-knows which digests are pointed to (`unreferenced`, `total_bytes`).
+Every write is durable when its call returns (but for a router's jobs, which that keeps), and goes
+through one writer thread (`writer`); reads have connections of their own and never wait for it.
+Blobs themselves are none of its business: it knows which digests are pointed to
+(`unreferenced`, `total_bytes`).
 """
 
 from __future__ import annotations
