@@ -13,7 +13,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+
+from polypod.when import When, matches
 
 CPU_BASE = "debian:bookworm-slim"
 
@@ -256,19 +258,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class Case:
-    """What certain jobs need: those whose parameters match all of `when`.
+    """What certain jobs need: those whose parameters match `when`."""
 
-    A value matches when it is equal, when it is one of a list, or when it is in `{"min": x}` or
-    `{"max": x}`. The preset is the parameter `preset`.
-    """
-
-    when: Mapping[str, Any]
+    when: When
     vram_gb: Mapping[str, float]
     """By worker; one that is not named needs what it always needs, one with 0 is not used."""
     source: str = ""
 
     def matches(self, params: Mapping[str, Any]) -> bool:
-        return all(_matches(wanted, params.get(name)) for name, wanted in self.when.items())
+        return matches(self.when, params)
 
 
 @dataclass(frozen=True)
@@ -306,15 +304,6 @@ class Needs:
 
     def _case(self, params: Mapping[str, Any]) -> Case | None:
         return next((case for case in self.cases if case.matches(params)), None)
-
-
-def _matches(wanted: Any, value: Any) -> bool:
-    if isinstance(wanted, Mapping):
-        limits = cast("Mapping[str, float]", wanted)
-        return value is not None and (limits.get("min", value) <= value <= limits.get("max", value))
-    if isinstance(wanted, list | tuple):
-        return value in wanted
-    return value == wanted
 
 
 def _check_digest(what: str, sha256: str) -> None:

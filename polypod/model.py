@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polypod.errors import BadInput
 from polypod.image import Case, Image, Needs, Weights
+from polypod.when import When, matches
 
 __all__ = [
     "KIT",
@@ -91,8 +92,8 @@ class Stage:
     limit_s: float = 900.0
     silence_s: float = 120.0
     """Seconds without a word and without CPU time after which the worker counts as hung."""
-    when: Callable[[Mapping[str, Any]], bool] | None = None
-    """Whether a job with these resolved parameters runs the stage; None: always."""
+    when: tuple[When, ...] = ()
+    """The jobs that run it: those whose resolved parameters match one of these; empty: all."""
     only_with: str = ""
     """Input of the model without which a job leaves the stage out."""
     lighter: str = ""
@@ -104,10 +105,7 @@ class Stage:
 
     def wanted(self, params: Mapping[str, Any]) -> bool:
         """Whether a job with these parameters runs it; one older than what `when` asks for: no."""
-        try:
-            return self.when is None or self.when(params)
-        except KeyError:
-            return False
+        return not self.when or any(matches(when, params) for when in self.when)
 
     def handed(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """What the worker gets of a job's resolved parameters."""
@@ -376,6 +374,7 @@ class Model:
                     "worker": s.worker_name,
                     "share": s.share,
                     "assets": list(s.assets),
+                    "when": [dict(when) for when in s.when],
                     "only_with": s.only_with,
                 }
                 for s in self.stages

@@ -7,13 +7,13 @@ model's own code changes, and are made again when the kit's does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from polypod.image import Url
 from polypod.model import KIT, Params, Stage
+from polypod.when import When
 
 U2NET = Url(
     "https://github.com/danielgatis/rembg/releases/download/v0.0.0/u2net.onnx",
@@ -94,7 +94,7 @@ def cutout(
     )
 
 
-def views(source: str, when: Callable[[Mapping[str, Any]], bool] | None = None) -> Stage:
+def views(source: str, when: tuple[When, ...] = ()) -> Stage:
     """Stage `views`: a mesh that is not the result -> `view_0.png` to `view_3.png`, 512 square.
 
     Polypod draws the views of a result itself.
@@ -119,7 +119,7 @@ def export(
     texture: str = "",
     matt: bool = True,
     share: float = 1.0,
-    when: Callable[[Mapping[str, Any]], bool] | None = None,
+    when: tuple[When, ...] = (),
 ) -> Stage:
     """Stage `export`: a mesh (OBJ or PLY with vertex colours, GLB) -> `model.glb` as ours are.
 

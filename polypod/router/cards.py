@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, create_model
 
 from polypod.model import Input, Licence, Model, Needs, Params, Stage
+from polypod.when import When
 
 log = logging.getLogger("polypod.router")
 
@@ -87,6 +88,7 @@ def model_of(card: Mapping[str, Any]) -> CardModel:
                 slot=s.slot,
                 worker=s.worker,
                 share=s.share,
+                when=s.when,
                 only_with=s.only_with,
             )
             for s in read.stages
@@ -112,6 +114,7 @@ class _Stage(BaseModel):
     worker: str = ""
     share: FiniteFloat = Field(ge=0)
     assets: tuple[_Name, ...]
+    when: tuple[When, ...] = ()
     only_with: str = ""
 
 

@@ -211,7 +211,7 @@ MODEL = Model(
             slot="texture",
             share=12,
             limit_s=1800,
-            when=lambda params: params["with_texture"],
+            when=({"with_texture": True},),
             lighter="Use the preset high (six views of 512), or balanced or draft, which do not "
             "paint; or lower max_num_view, view_resolution or face_count.",
         ),

@@ -258,9 +258,7 @@ MODEL = Model(
             limit_s=300,
             lighter="No preset or parameter makes this stage smaller.",
         ),
-        kit.export(
-            "mesh.ply", when=lambda params: params["with_mesh"] or params["output_format"] == "glb"
-        ),
+        kit.export("mesh.ply", when=({"with_mesh": True}, {"output_format": "glb"})),
         Stage(
             "turntable",
             inputs=("gaussians.npz", "body.npz"),
@@ -270,7 +268,7 @@ MODEL = Model(
             slot="animate",
             share=6,
             limit_s=900,
-            when=lambda params: params["turntable_frames"] > 0,
+            when=({"turntable_frames": {"min": 1}},),
             lighter="Use turntable_frames 0 (preset draft), which leaves the video out.",
         ),
         Stage(

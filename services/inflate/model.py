@@ -100,7 +100,7 @@ MODEL = Model(
             slot="cpu",
             share=1,
             limit_s=60,
-            when=lambda params: params["with_texture"],
+            when=({"with_texture": True},),
         ),
         Stage(
             "export",

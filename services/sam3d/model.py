@@ -348,7 +348,7 @@ MODEL = Model(
             share=20,
             limit_s=1800,
             lighter=LIGHTER_BAKE,
-            when=lambda params: params["output_format"] == "glb",
+            when=({"output_format": "glb"},),
         ),
     ),
     formats=("glb", "ply"),

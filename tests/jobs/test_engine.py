@@ -406,7 +406,7 @@ def test_a_new_engine_goes_on_where_the_last_one_stopped(tmp_path):
 def test_a_job_that_the_model_no_longer_takes_fails_and_the_others_go_on(tmp_path):
     """The declaration may change between two starts: here a stage has gone, and one is new."""
     prepare, work = MODEL.stages
-    drawn = replace(work, name="drawn", when=lambda params: params["draw"])
+    drawn = replace(work, name="drawn", when=({"draw": True},))
     changed = replace(MODEL, stages=(prepare, drawn, replace(work, name="new", params=("new",))))
 
     async def scenario():

@@ -41,6 +41,24 @@ def test_a_stage_that_is_for_an_input_alone_is_not_planned_without_it():
         assert [first.name in [s.name for s in plan] for plan in plans] == [False, True, True]
 
 
+def test_stages_that_some_jobs_leave_out_are_planned_as_on_the_pod():
+    first, *rest = INFLATE.stages
+    some = ({"with_texture": False}, {"depth": {"min": 0.5, "max": 1}, "output_format": ("ply",)})
+    model = replace(INFLATE, stages=(replace(first, when=some), *rest))
+    known = over_the_wire(model)
+    for given in (
+        {},
+        {"with_texture": False},
+        {"depth": 0.6},
+        {"depth": 0.6, "output_format": "ply"},
+        {"depth": 0.4, "output_format": "ply"},
+    ):
+        planned = [s.name for s in known.plan(known.resolve(given))]
+        assert planned == [s.name for s in model.plan(model.resolve(given))]
+    assert first.name not in [s.name for s in known.plan(known.resolve({"depth": 0.6}))]
+    assert not any(stage.wanted({}) for stage in known.stages if stage.when)  # an older job
+
+
 def test_a_model_may_write_by_default_what_is_no_glb():
     known = over_the_wire(NO_MESH)
     assert known.resolve({}) == NO_MESH.resolve({})
@@ -83,6 +101,11 @@ WRONG = {
     "a preset that is none": {"presets": {"x": 5}},
     "a stage's share": {"stages": [{"name": "a", "slot": "b", "share": "c", "assets": []}]},
     "a stage's files": {"stages": [{"name": "a", "slot": "b", "share": 1, "assets": ["../c"]}]},
+    "a condition that is none": {
+        "stages": [
+            {"name": "a", "slot": "b", "share": 1, "assets": [], "when": [{"c": {"min": "d"}}]}
+        ]
+    },
     "an input of no kind": {"inputs": {"image": {"kind": "secret"}}},
     "memory that is no number": {"needs": {"vram_gb": {"gpu": "much"}}},
     "a schema that is none": {"parameters": {"properties": {"x": 5}}},

@@ -29,7 +29,7 @@ MODEL = Model(
             inputs=("image",),
             outputs=("input.bin",),
             slot="cpu",
-            when=lambda params: params["prepare"],
+            when=({"prepare": True},),
         ),
         Stage(
             "shape",

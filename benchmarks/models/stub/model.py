@@ -31,7 +31,7 @@ MODEL = Model(
             inputs=("image",),
             outputs=("finished.bin",),
             params=("seconds", "size_bytes", "seed"),
-            when=lambda params: params["stages"] == 2,
+            when=({"stages": 2},),
         ),
         Stage(
             "work",
