@@ -7,6 +7,7 @@ those that the router checked against the pod's own card.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 from base64 import b64decode
@@ -23,7 +24,7 @@ from polypod.api.downloads import FileSlice, parse_range
 from polypod.api.endpoint import Api, needs, owner_of, seen_owner
 from polypod.api.submit import accepted
 from polypod.assets.storage import path_of, renew_all
-from polypod.errors import BadInput, BadRequest, Conflict, NotFound
+from polypod.errors import BadInput, BadRequest, Conflict, NotFound, Problem
 from polypod.jobs.engine import Submission
 from polypod.jobs.finished import FinishedStage, file_of, finished_stages, stages_to_keep
 from polypod.jobs.job import FileRef
@@ -110,11 +111,18 @@ async def put_job(api: Api, request: Request) -> Response:
         raise BadRequest("A job's id is 32 hexadecimal digits.", "Let the router make it.")
     body = plain(await read_json(request))
     try:
-        known = await api.engine.job(job_id, None)
-    except NotFound:
-        pass
-    else:
-        return accepted(api, await api.engine.job(known.id, seen_owner(request)))
+        await api.engine.submit(await _submission(api, request, job_id, body))
+    except Problem as refused:
+        with contextlib.suppress(NotFound):  # what was accepted once stays so
+            return accepted(api, await api.engine.job(job_id, seen_owner(request)))
+        raise refused
+    return accepted(api, await api.engine.job(job_id, seen_owner(request)))
+
+
+async def _submission(
+    api: Api, request: Request, job_id: str, body: Mapping[str, Any]
+) -> Submission:
+    """What is asked for, checked; its files and the stages that are done are kept."""
     model = api.model(str(body.get("model") or ""))
     inputs = _inputs(model, body.get("inputs"))
     await _keep_enclosed(api, inputs, body["inputs"])
@@ -133,22 +141,19 @@ async def put_job(api: Api, request: Request) -> Response:
     if parent and not _JOB_ID.fullmatch(parent):
         raise BadInput("`parent` is no id of a job.", "Leave it out, or name 32 hex digits.")
     await api.engine.keep_stages(stages)
-    job = await api.engine.submit(
-        Submission(
-            id=job_id,
-            model=model.name,
-            inputs=inputs,
-            uploads=inputs,
-            params=params,
-            until=until,
-            parent=parent,
-            owner=owner_of(request),
-            priority=_priority(body.get("priority")),
-            relayed=True,
-            traceparent=request.headers.get("traceparent", ""),
-        )
+    return Submission(
+        id=job_id,
+        model=model.name,
+        inputs=inputs,
+        uploads=inputs,
+        params=params,
+        until=until,
+        parent=parent,
+        owner=owner_of(request),
+        priority=_priority(body.get("priority")),
+        relayed=True,
+        traceparent=request.headers.get("traceparent", ""),
     )
-    return accepted(api, job)
 
 
 async def _keep_enclosed(api: Api, inputs: Mapping[str, FileRef], given: Mapping[str, Any]) -> None:

@@ -87,10 +87,8 @@ class Blobs:
         filename = filename or path.name
         media_type = media_type or media_type_of(filename)
         with path.open("rb", buffering=0) as file:
-            with _disk_full_explained(), ThreadPoolExecutor(1) as beside:
-                synced = beside.submit(os.fsync, file.fileno())  # both leave the interpreter free
-                digest, size = _digest(file)
-                synced.result()
+            with _disk_full_explained():
+                digest, size = _synced_digest(file)
             if not self._renew(digest) and not self._link(path, digest):
                 file.seek(0)
                 return self._copy(file, media_type, filename)
@@ -248,6 +246,18 @@ class BlobWriter:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         self._tmp.unlink(missing_ok=True)
+
+
+def _synced_digest(file: FileIO) -> tuple[str, int]:
+    """SHA-256 and size of a file that is fsynced meanwhile: both leave the interpreter free."""
+    if os.fstat(file.fileno()).st_size <= CHUNK:  # a thread would take longer than it gains
+        os.fsync(file.fileno())
+        return _digest(file)
+    with ThreadPoolExecutor(1) as beside:
+        synced = beside.submit(os.fsync, file.fileno())
+        told = _digest(file)
+        synced.result()
+    return told
 
 
 def _digest(file: FileIO) -> tuple[str, int]:

@@ -57,6 +57,21 @@ def test_a_job_runs_under_the_routers_id_however_often_it_is_put(server, picture
     assert until(lambda: server.client.get("/queue").json()["processing"] == 0)
 
 
+def test_what_was_accepted_once_is_accepted_again_by_a_server_that_remembers_nothing(
+    serve, tmp_path, picture
+):
+    """Not even where its files are gone meanwhile, or the model is another."""
+    job_id, asked = uuid.uuid4().hex, body(picture, seed=5154)
+    with serve(tmp_path) as first:
+        first.client.put(f"/blobs/{hashlib.sha256(picture).hexdigest()}", content=picture)
+        first.client.put(f"/job/{job_id}", json=asked)
+        assert first.ended(job_id)["status"] == "completed"
+    for repeated in (asked, body(b"never sent"), asked | {"model": "other"}):
+        with serve(tmp_path) as second:
+            answer = second.client.put(f"/job/{job_id}", json=repeated)
+            assert (answer.status_code, answer.json()["status"]) == (202, "completed")
+
+
 @pytest.mark.parametrize("more", [0, 40_000], ids=["tiny", "as large as a router sends"])
 def test_a_small_input_may_come_with_the_job(server, more):
     picture = make_picture((41, 31)) + bytes(more)

@@ -317,7 +317,7 @@ def test_another_router_takes_over_what_the_lost_one_led(site, how, seconds):
             assert [site.runs(stage)[job["seed"]] for job in done] == [1] * len(done)
         assert len([a for a in done[0]["assets"] if a["name"] == "model.glb"]) == 1
         if how != "killed":
-            assert leader.job(job_id) == other.job(job_id)
+            wait_until(lambda: leader.job(job_id) == other.job(job_id), LIMIT_S)  # once it is told
             assert other.leads() and not leader.leads()
         assert len(receiver.wait()) == 1
 

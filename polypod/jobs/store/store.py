@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, CursorResult, Engine, Executable, Insert
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from polypod.access.records import Records
 from polypod.errors import Conflict, NotFound, QueueFull, TooManyRequests, Unavailable
@@ -104,9 +104,9 @@ class Store:
         """Stores a new job and returns it with its `seq`; its end will be due at `webhook_url`.
 
         With the idempotency key of an earlier one of the same owner and model: that job as it is
-        now, even when the queue is full. Raises `Conflict` where that was another request, and
-        `QueueFull` where `max_queue_size` jobs are queued, `TooManyRequests` where `most_queued` of
-        the same owner are.
+        now, even when the queue is full. Raises `Conflict` where that was another request, or a job
+        of this id is here already; `QueueFull` where `max_queue_size` jobs are queued,
+        `TooManyRequests` where `most_queued` of the same owner are.
         """
 
         def work(connection: Connection) -> Job:
@@ -127,7 +127,10 @@ class Store:
             self.routers.note(connection, NEW, job.id)
             return replace(job, seq=seq)
 
-        return await self._writer.hand_over(work, durable=not job.relayed)
+        try:
+            return await self._writer.hand_over(work, durable=not job.relayed)
+        except IntegrityError as error:
+            raise Conflict("There is a job of this id.", "Ask for that one.") from error
 
     async def start(self, job_id: str, attempt: int, at: float, durable: bool = True) -> bool:
         """queued -> processing. False: the job is not queued, or not in this attempt."""

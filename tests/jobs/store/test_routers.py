@@ -11,9 +11,8 @@ from dataclasses import replace
 
 import psycopg
 import pytest
-from sqlalchemy.exc import IntegrityError
 
-from polypod.errors import QueueFull, Unavailable
+from polypod.errors import Conflict, QueueFull, Unavailable
 from polypod.jobs.job import Job, new_id
 from polypod.jobs.store.routers import ENDED, JOINED, LEADS, LEFT, NEW
 from polypod.jobs.store.store import Store
@@ -213,7 +212,7 @@ async def test_a_refused_write_tells_nothing(postgres_url: str) -> None:
     async with routers(postgres_url, "a", "b") as (a, b):
         job = await a.submit(a_job(), 10)
         after = await b.routers.newest()
-        with pytest.raises(IntegrityError):
+        with pytest.raises(Conflict):
             await a.submit(replace(a_job(), id=job.id), 10)
         assert await b.routers.news(after) == []
 
