@@ -1,7 +1,7 @@
 """The keys that are known here, in memory: no request waits for the database.
 
 Keys that are made or revoked elsewhere (`polypod keys`, another router) are noticed by asking the
-store once a second whether there are new ones. Limits of rate are counted per process.
+store once a second whether there are new ones.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import hmac
 import logging
 import time
-from collections.abc import AsyncGenerator, Generator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from typing import TYPE_CHECKING
 
 from polypod.access.keys import Key, hash_of, key_from_settings
@@ -61,8 +61,14 @@ class Keyring:
         self._used[key.id] = time.time()
         return key
 
-    def count_submit(self, key: Key) -> None:
-        """Raises TooManyRequests where the key has submitted too many jobs lately."""
+    async def count_submit(
+        self, key: Key, count_for_all: Callable[[str], Awaitable[float]]
+    ) -> None:
+        """Raises TooManyRequests where the key has submitted too many jobs lately.
+
+        `count_for_all` counts for all servers of the database, and tells how long to wait. It is
+        not asked for what is too much for one, and not heeded while the database does not answer.
+        """
         limit = key.submits_per_minute
         if limit is None:
             return
@@ -71,6 +77,9 @@ class Keyring:
         if bucket is None or bucket.per_minute != limit:
             bucket = self._buckets[key.id] = Bucket(limit, now)
         wait_s = bucket.take(now)
+        if not wait_s:
+            with _logged():
+                wait_s = await count_for_all(key.id)
         if wait_s:
             seconds = int(wait_s) + 1
             raise TooManyRequests(

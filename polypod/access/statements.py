@@ -8,7 +8,7 @@ from polypod.jobs.store.tables import api_keys, audit
 
 _this_key = api_keys.c.id == bindparam("key_id")
 
-KEYS = select(api_keys).order_by(api_keys.c.created_at)
+KEYS = select(*(c for c in api_keys.c if c.name != "full_at")).order_by(api_keys.c.created_at)
 KEYS_VERSION = select(func.count(), func.count(api_keys.c.revoked_at)).select_from(api_keys)
 INSERT_KEY = insert(api_keys)
 REVOKE_KEY = (

@@ -86,10 +86,11 @@ class Api:
     settings: Settings
     keyring: Keyring = field(default_factory=Keyring)
 
-    def count_submit(self, request: Request) -> None:
+    async def count_submit(self, request: Request) -> None:
         """Before anything is done for a new job. Raises TooManyRequests."""
-        if key := request.scope.get(KEY):
-            self.keyring.count_submit(key)
+        key: Key | None = request.scope.get(KEY)
+        if key and key.submits_per_minute:
+            await self.keyring.count_submit(key, self.engine.store.routers.count_submit)
 
     async def submit(self, request: Request, submission: Submission) -> Job:
         """`Engine.submit`, within the limits of the caller's key."""

@@ -61,7 +61,7 @@ async def generate_sync(api: Api, request: Request) -> Response:
 async def continue_job(api: Api, request: Request) -> Response:
     """POST /job/{job_id}/continue: 202 and a new job that inherits from this one."""
     parent = await api.job(request.path_params["job_id"], request)
-    api.count_submit(request)
+    await api.count_submit(request)
     return accepted(api, await continue_from(api, request, parent, await read_json(request)))
 
 
@@ -150,7 +150,7 @@ async def wait_until_ended(api: Api, request: Request, job: Job) -> Job:
 async def _submit(api: Api, request: Request) -> Job:
     """Read the request, and put its job in line."""
     idempotency_key(request)
-    api.count_submit(request)
+    await api.count_submit(request)
     async with read_body(request, max_text(api)) as body:
         return await submit_body(api, request, body)
 

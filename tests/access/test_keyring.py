@@ -80,13 +80,47 @@ async def test_keys_stay_known_while_the_database_does_not_answer(sqlite_url: st
         assert ring.find(secret.encode()) == key
 
 
+async def nobody_else(key_id: str) -> float:
+    return 0.0
+
+
 async def test_submits_are_counted_per_key() -> None:
     ring = Keyring()
     _, limited = new_key("a", ["generate"], at=1.0, submits_per_minute=2)
     _, other = new_key("b", ["generate"], at=1.0, submits_per_minute=1)
     _, free = new_key("c", ["generate"], at=1.0)
     for key in (limited, limited, other, free, free, free):
-        ring.count_submit(key)
+        await ring.count_submit(key, nobody_else)
     with pytest.raises(TooManyRequests, match="2 jobs a minute") as caught:
-        ring.count_submit(limited)
+        await ring.count_submit(limited, nobody_else)
     assert 1 <= caught.value.extra["retry_after_s"] <= 31
+
+
+async def test_what_is_too_much_for_all_is_refused_and_for_one_is_not_asked() -> None:
+    _, key = new_key("a", ["generate"], at=1.0, submits_per_minute=1)
+    asked = list[str]()
+
+    async def too_many_elsewhere(key_id: str) -> float:
+        asked.append(key_id)
+        return 41.5
+
+    ring = Keyring()
+    with pytest.raises(TooManyRequests, match="1 job a minute") as caught:
+        await ring.count_submit(key, too_many_elsewhere)
+    assert caught.value.extra["retry_after_s"] == 42
+    with pytest.raises(TooManyRequests):
+        await ring.count_submit(key, too_many_elsewhere)
+    assert asked == [key.id]
+
+
+async def test_where_the_database_does_not_answer_this_servers_count_holds(
+    postgres_url: str,
+) -> None:
+    _, key = new_key("a", ["generate"], at=1.0, submits_per_minute=1)
+    store = await Store.open(postgres_url)
+    await store.routers.join("a")
+    await store.close()
+    ring = Keyring()
+    await ring.count_submit(key, store.routers.count_submit)
+    with pytest.raises(TooManyRequests):
+        await ring.count_submit(key, store.routers.count_submit)

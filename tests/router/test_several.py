@@ -332,3 +332,23 @@ def test_an_orderly_stop_gives_the_jobs_up_at_once(site):
     assert time.monotonic() - ended_at < 4, "it did not wait for the lease"
     done = other.ended(job_id)
     assert done["status"] == "completed" and site.runs()[done["seed"]] == 1
+
+
+def test_a_keys_rate_is_that_of_all_routers_together(site):
+    """The last test here: from the first key on, every request needs one."""
+    routers = site.pair()
+    made = subprocess.run(
+        [sys.executable, "-m", "polypod.cli", "keys", "create", "web", "--per-minute=3", "--json"],
+        cwd=ROOT,
+        env=environment(site.folder, POLYPOD_DATABASE_URL=site.database),
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    for router in routers:
+        wait_until(lambda r=router: r.http.get("/jobs").status_code == 401, LIMIT_S)
+        router.http.headers["x-api-key"] = json.loads(made.stdout)["key"]
+    answers = [
+        router.http.post("/generate", files={"image": ("a.png", PICTURE)}).status_code
+        for router in routers * 3
+    ]
+    assert Counter(answers) == {202: 3, 429: 3}

@@ -95,7 +95,7 @@ async def _submit(api: Api, request: Request, fields: Mapping[str, Any]) -> Job:
         raise BadRequest(f"{model.title} cannot texture a mesh that exists already.")
     files = {name: fields[name] for name in ("image", "mesh") if fields.get(name)}
     params = translated(fields, model.params.model_fields)
-    api.count_submit(request)
+    await api.count_submit(request)
     return await submit.submit_body(api, request, Body({**files, **params, "model": model.name}))
 
 

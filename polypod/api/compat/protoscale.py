@@ -44,7 +44,7 @@ _TRIGGERS = uuid.UUID("0c9dbf6e-7d3f-4b0e-9a3d-6f1c52f0a4b7")
 
 async def upload(api: Api, request: Request) -> Response:
     """POST /api/upload: the upload's id."""
-    api.count_submit(request)
+    await api.count_submit(request)
     async with read_body(request, max_text=1024) as body:
         file = body.files.get("file")
         if not isinstance(file, UploadFile) or not (file.content_type or "").startswith("image/"):
@@ -135,7 +135,7 @@ async def _trigger(api: Api, request: Request, kind: str) -> Response:
     uploaded = await _uploaded(api, request)
     triggers = await _triggers(api, uploaded)
     if not triggers or triggers[-1][0] != kind or triggers[-1][1].status in TERMINAL:
-        api.count_submit(request)
+        await api.count_submit(request)
         model = api.model(uploaded.model)
         until = _views_stage(model) if kind == MULTIVIEW else ""
         asked = {"upload": uploaded.id, "kind": kind, "number": len(triggers)}

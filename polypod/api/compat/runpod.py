@@ -88,7 +88,7 @@ async def retry(api: Api, request: Request) -> Response:
     Ends are final here, so it is a new job, which the failed one leads to.
     """
     failed = await _job(api, request)
-    api.count_submit(request)
+    await api.count_submit(request)
     if failed.status != "failed":
         raise BadRequest(
             f"The job is {protocol.state_of(failed)}.",
@@ -179,7 +179,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
 
 async def _submit(api: Api, request: Request, most_bytes: int) -> Job:
     _model(api, request)
-    api.count_submit(request)
+    await api.count_submit(request)
     limited = Request(request.scope, _at_most(request.receive, most_bytes))
     order = protocol.read_order(await read_json(limited))
     webhook = {"webhook_url": order.webhook} if order.webhook else {}

@@ -177,7 +177,7 @@ async def _submit(api: Api, request: Request, fields: Mapping[str, Any]) -> Job:
     model = FACADE.model_of(api)
     picture = {name: fields[name] for name in ("image", "image_url") if name in fields}
     params = translated(fields, model.params.model_fields)
-    api.count_submit(request)
+    await api.count_submit(request)
     return await submit.submit_body(api, request, Body({**picture, **params, "model": model.name}))
 
 

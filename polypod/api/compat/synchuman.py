@@ -170,7 +170,7 @@ def _switch(fields: Mapping[str, Any], name: str) -> bool:
 async def _submit(api: Api, request: Request, asked: Asked, body: Body) -> Job:
     model = FACADE.model_of(api)
     steps = {name: getattr(asked, name) for name in STEPS if name in model.params.model_fields}
-    api.count_submit(request)
+    await api.count_submit(request)
     if asked.stage == "stage2" and asked.reuse_stage1:
         parent = await _reused(api, request, model, asked.reuse_stage1)
         steps.pop("stage1_steps", None)

@@ -36,7 +36,7 @@ from polypod.errors import Unavailable
 from polypod.jobs.job import Job
 from polypod.jobs.store import statements as sql
 from polypod.jobs.store import writer
-from polypod.jobs.store.tables import endpoints, news, routers
+from polypod.jobs.store.tables import api_keys, endpoints, news, routers
 
 LEASE_S = 8.0
 """How long a router may be silent before another takes over what it leads."""
@@ -89,6 +89,13 @@ ENDPOINTS = select(endpoints.c.id, endpoints.c.url, endpoints.c.api_key)
 INSERT_ENDPOINT = insert(endpoints)
 FORGET_ENDPOINT = delete(endpoints).where(endpoints.c.id == bindparam("of_id"))
 FORGET_NEWS = delete(news).where(news.c.at < _now - NEWS_KEPT_S)
+_this_key = api_keys.c.id == bindparam("key_id")
+_begun = literal_column("extract(epoch from statement_timestamp())::double precision", Double)
+_full_at = func.greatest(api_keys.c.full_at, _begun) + 60.0 / api_keys.c.submits_per_minute
+_wait_s = _full_at - _begun - 60.0
+COUNT_SUBMIT = update(api_keys).where(_this_key, _wait_s <= 1e-6).values(full_at=_full_at)
+SUBMIT_WAIT_S = select(_wait_s).where(_this_key)
+"""`access.rate.Bucket` in SQL: a key's bucket fills up steadily, until it is full."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +228,20 @@ class Routers:
             connection.execute(FORGET_NEWS)
 
         await self._write(work)
+
+    # --- limits of keys
+
+    async def count_submit(self, key_id: str) -> float:
+        """0 where a key with a limit of rate may submit now, which is counted for all routers;
+        else the seconds until it may. A server that is no router has nobody to count with."""
+
+        def question(connection: Connection) -> float:
+            if connection.execute(COUNT_SUBMIT, {"key_id": key_id}).rowcount:
+                return 0.0
+            wait_s = connection.execute(SUBMIT_WAIT_S, {"key_id": key_id}).scalar_one()
+            return max(wait_s, 0.001)  # its time may have come since it was refused
+
+        return await self._read(question) if self.id else 0.0
 
     # --- endpoints that were registered at one of them
 

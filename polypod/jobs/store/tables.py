@@ -27,7 +27,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0007"
+REVISION = "0008"
 """The newest migration: what this code reads and writes."""
 
 GIVEN = "given"
@@ -208,6 +208,8 @@ api_keys = Table(
     _time("created_at"),
     _time("revoked_at", nullable=True),
     _time("last_used_at", nullable=True),
+    # when it may submit a minute's worth at once again, by the database's clock
+    Column("full_at", Double, nullable=False, server_default=text("0")),
 )
 
 audit = Table(

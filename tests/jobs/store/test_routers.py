@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from dataclasses import replace
 import psycopg
 import pytest
 
+from polypod.access.keys import new_key
 from polypod.errors import Conflict, QueueFull, Unavailable
 from polypod.jobs.job import Job, new_id
 from polypod.jobs.store.routers import ENDED, JOINED, LEADS, LEFT, NEW
@@ -220,3 +222,28 @@ async def test_a_refused_write_tells_nothing(postgres_url: str) -> None:
 async def test_a_server_that_is_no_router_tells_nothing(store: Store) -> None:
     await store.submit(a_job(), 10)
     assert await store.routers.newest() == 0
+
+
+async def test_a_keys_submits_are_counted_for_all(postgres_url: str) -> None:
+    _, key = new_key("a", ["generate"], at=1.0, submits_per_minute=4)
+    _, other = new_key("b", ["generate"], at=1.0, submits_per_minute=1)
+    async with routers(postgres_url, "a", "b") as (a, b):
+        for each in (key, other):
+            await a.access.add(each, "ann")
+        asked = (store.routers.count_submit(key.id) for store in (a, b) * 10)
+        waits = await asyncio.gather(*asked)
+        assert waits.count(0.0) == 4
+        assert all(0 < wait_s <= 15 for wait_s in waits if wait_s)
+        assert await b.routers.count_submit(other.id) == 0.0
+        assert 15 < await a.routers.count_submit(other.id) <= 60
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute("UPDATE api_keys SET full_at = full_at - 15")  # so long ago
+        assert sum([await s.routers.count_submit(key.id) == 0.0 for s in (a, b)]) == 1
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute("UPDATE api_keys SET full_at = full_at - 3600")
+        waits = [await s.routers.count_submit(key.id) for s in (a, b) * 3]
+        assert waits.count(0.0) == 4, "no more than a minute's worth is saved up"
+        assert {*await a.access.keys()} == {key, other}
+    store = await Store.open(postgres_url)
+    assert await store.routers.count_submit(other.id) == 0.0, "it is no router"
+    await store.close()
