@@ -9,7 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from polypod.errors import BadInput
 from polypod.model import nearest
@@ -20,6 +28,8 @@ FLEET = ROOT / "deploy" / "fleet.yaml"
 
 _NAME = r"^[a-z0-9][a-z0-9_-]{0,47}$"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+_LOCAL = ("service", "min", "max", "idle_s", "env")
+_FIXED = ("url", "key_from")
 
 
 class ModelEndpoints(BaseModel):
@@ -48,15 +58,28 @@ class ModelEndpoints(BaseModel):
         fields = dict(cast(dict[str, Any], given))
         if isinstance(fields.get("url"), str):
             fields["url"] = (fields["url"],)
-        fields.setdefault("max", max(_whole(fields.get("min")), 1))
+        if "min" in fields:
+            fields.setdefault("max", max(_whole(fields["min"]), 1))
         return fields
+
+    @field_validator(*_LOCAL, *_FIXED, mode="before")
+    @classmethod
+    def _says_something(cls, value: Any, about: ValidationInfo) -> Any:
+        """`about.data` has the provider, unless that is at fault itself."""
+        provider = about.data.get("provider")
+        if provider == "fixed" and about.field_name in _LOCAL:
+            raise ValueError(
+                "this is for endpoints that the router starts itself; a fixed one runs elsewhere, "
+                "as it was started there: remove it, or write provider: local"
+            )
+        if provider == "local" and about.field_name in _FIXED:
+            raise ValueError("this is for endpoints that run elsewhere: write provider: fixed")
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> ModelEndpoints:
         if self.provider == "fixed" and not self.url:
             raise ValueError("a fixed endpoint needs a url")
-        if self.provider == "local" and self.url:
-            raise ValueError("url is for provider: fixed")
         if any(not url.startswith(("http://", "https://")) for url in self.url):
             raise ValueError("a url begins with http:// or https://")
         if fault := next((f for url in self.url if (f := Known("", url).fault)), ""):

@@ -65,6 +65,14 @@ MISTAKES = {
         "models:\n  a:\n    provider: fixed\n    url: 'http://['\n",
         "line 2: `models.a`: the url is not the plain address of a service",
     ),
+    "a url of what runs here": (
+        "models:\n  a:\n    url: 'http://x'\n",
+        "line 3: `models.a.url`: this is for endpoints that run elsewhere: write provider: fixed",
+    ),
+    "a key of what runs here": (
+        "models:\n  a:\n    key_from: A_KEY\n",
+        "line 3: `models.a.key_from`: this is for endpoints that run elsewhere",
+    ),
     "max below min": ("models:\n  a: {min: 3, max: 1}\n", "max (1) is less than min (3)"),
     "a list of models": ("models: [inflate]\n", "line 1: `models`: "),
     "a text": ("hello", "line 1: "),
@@ -90,6 +98,20 @@ def test_a_mistake_is_told_with_its_line(tmp_path, mistake):
     with pytest.raises(BadInput) as refused:
         fleet_of(tmp_path, text)
     assert told in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "field", ["service: inflate", "min: 1", "max: 2", "idle_s: 60", "env: {POLYPOD_LOG: json}"]
+)
+def test_what_says_nothing_of_a_fixed_endpoint_is_refused(tmp_path, field):
+    with pytest.raises(BadInput) as refused:
+        fleet_of(
+            tmp_path,
+            f"models:\n  a:\n    {field}\n    provider: fixed\n    url: 'http://x'\n",
+        )
+    name = field.partition(":")[0]
+    assert f"line 3: `models.a.{name}`: this is for endpoints that" in refused.value.message
+    assert "or write provider: local" in refused.value.message
 
 
 def test_no_file(tmp_path):
