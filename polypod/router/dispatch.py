@@ -99,7 +99,7 @@ class Dispatcher:
         self._wake()
 
     @property
-    def _acts(self) -> bool:
+    def acts(self) -> bool:
         """Whether endpoints are to do what it says: asked anew after every wait."""
         return self._running and self._leads and self._book.leads
 
@@ -142,12 +142,12 @@ class Dispatcher:
         try:
             async for view in endpoint.client.jobs(limit=200):
                 live = self._live(view.id)
-                if not self._acts:
+                if not self.acts:
                     endpoint.untidy = True
                     return
                 if live and not live.handed and endpoint.takes_jobs:
                     self._assign(live, endpoint, there=True)
-                elif await self._is_left_over(view.id, endpoint) and self._acts:
+                elif await self._is_left_over(view.id, endpoint) and self.acts:
                     endpoint.untidy = True  # until its own list does not show it any more
                     await self._end_there(endpoint, view.id, ended=view.done)
         except Exception as error:  # whatever it answers
@@ -270,20 +270,20 @@ class Dispatcher:
         while True:
             await asyncio.sleep(TIDY_S)
             for endpoint in [e for e in self.endpoints.values() if e.takes_jobs and e.untidy]:
-                if self._acts:
+                if self.acts:
                     await self._reattach(endpoint)
 
     # Who goes where
 
     def _wake(self) -> None:
         """Look for work to send, once, when the event loop comes round."""
-        if self._acts and not self._unseen and not self._wake_pending:
+        if self.acts and not self._unseen and not self._wake_pending:
             self._wake_pending = True
             asyncio.get_running_loop().call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         self._wake_pending = False
-        while self._acts:
+        while self.acts:
             lives = self._book.queue.oldest_ready(lambda live: not live.ended)
             waiting = [live.waiting() for live in lives if isinstance(live, RoutedLive)]
             action = next_dispatch(waiting, self._offers(), self._dispatched())
@@ -319,13 +319,13 @@ class Dispatcher:
         live.errand.cancel()
         await asyncio.wait([live.errand])
         taken = False
-        if still_there := self._acts and self._is_at(live, endpoint):
+        if still_there := self.acts and self._is_at(live, endpoint):
             try:
                 answer = await endpoint.http.post(f"/job/{live.job.id}/withdraw")
                 taken = answer.status_code == 200
             except Exception as error:  # whatever it answers
                 log.info("job %s stays on %s: %r", live.job.id, endpoint.id, error)
-            still_there = self._acts and self._is_at(live, endpoint)
+            still_there = self.acts and self._is_at(live, endpoint)
         if not still_there:
             return
         if taken:

@@ -38,9 +38,10 @@ class Scaler:
             await asyncio.sleep(EVERY_S)
 
     def step(self, now: float) -> None:
+        """One look. Where another router leads, it sees what there is, and does nothing."""
         endpoints, backlog = self._dispatcher.endpoints, self._dispatcher.backlog()
         scales = [self._scale(scaled, endpoints, backlog, now) for scaled in self._scaled]
-        for action in decide(scales, now):
+        for action in decide(scales, now) if self._dispatcher.acts else ():
             endpoint = endpoints[action.pod]
             if isinstance(action, Start):
                 endpoints.wake(endpoint)

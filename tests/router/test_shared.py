@@ -21,6 +21,7 @@ from polypod.router.app import make_engine
 from polypod.router.dispatch import Dispatcher
 from polypod.router.endpoint import Known
 from polypod.router.routed import RoutedLive
+from polypod.router.scaler import Scaled, Scaler
 from polypod.router.shared import SharedEngine
 from polypod.router.told import STATE
 from polypod.settings import Settings
@@ -34,11 +35,17 @@ LIMIT_S = 20
 @contextlib.asynccontextmanager
 async def leading(url: str) -> AsyncIterator[Store]:
     """The router that leads, as far as the database knows: no engine is behind it."""
+    async with joined(url) as store:
+        await store.routers.lead()
+        run(url, "UPDATE routers SET expires_at = expires_at + 3600")
+        yield store
+
+
+@contextlib.asynccontextmanager
+async def joined(url: str) -> AsyncIterator[Store]:
     store = await Store.open(url)
     await store.put_card("stub", MODEL.card, 0.0)
     await store.routers.join("leader")
-    await store.routers.lead()
-    run(url, "UPDATE routers SET expires_at = expires_at + 3600")
     yield store
     await store.close()
 
@@ -221,3 +228,56 @@ async def test_a_leader_does_a_job_of_which_the_answer_was_lost(
             await engine.submit(Submission("stub", {}, {}, MODEL.resolve({})))
         await until(lambda: engine.queue.queued)
         assert await engine.store.jobs(status="queued")
+
+
+class Woken:
+    """Pods of which none answers: what is asked of them is all there is."""
+
+    def __init__(self) -> None:
+        self.asked = list[str]()
+
+    async def start(self, came: Callable[[Known], object]) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def dismiss(self, pod: str) -> None: ...
+
+    def wake(self, pod: str) -> None:
+        self.asked.append(f"wake {pod}")
+
+    def put_to_sleep(self, pod: str) -> None:
+        self.asked.append(f"stop {pod}")
+
+
+async def test_who_leads_no_more_wakes_no_pod_and_stops_none(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    pods = Woken()
+    known = [Known(name, "", "local", models=("stub",)) for name in ("one-1", "one-2")]
+    engine = make_engine(known, Settings(data=tmp_path, database_url=postgres_url), pods)
+    assert isinstance(engine, SharedEngine)
+    await engine.start()
+    assert isinstance(engine.runner, Dispatcher)
+    await until(lambda: engine.leads)
+    scaler = Scaler((Scaled("stub", 0, 2, 1.0, ("one-1", "one-2")),), engine.runner)
+    idle = engine.runner.endpoints["one-2"]
+    idle.state = "ready"
+    scaler.step(0.0)
+    async with joined(postgres_url) as other:
+        run(
+            postgres_url,
+            f"DELETE FROM routers WHERE id = '{engine.id}'",
+            "UPDATE routers SET leads = true, expires_at = expires_at + 3600",
+        )
+        await until(lambda: not engine.leads)
+        scaler.step(100.0)
+        idle.state = "stopped"
+        await submitted(other)
+        await until(lambda: engine.queue.queued == 1)
+        scaler.step(100.0)
+        assert pods.asked == []
+        await other.routers.leave()
+    await until(lambda: engine.leads)
+    scaler.step(100.0)
+    assert pods.asked == ["wake one-1"]
+    await engine.stop()
