@@ -37,9 +37,9 @@ MOST_PRIORITY = 1000
 
 @needs(DISPATCH)
 async def put_blob(api: Api, request: Request) -> Response:
-    """PUT /blobs/{sha256}: keep a file. 204 once it is durable."""
+    """PUT /blobs/{sha256}: keep a file of a job that the router brings, and keeps, too."""
     digest = _digest(request)
-    with api.engine.blobs.writer() as writer:
+    with api.engine.blobs.relayed.writer() as writer:
         async for chunk in request.stream():
             await asyncio.to_thread(writer.write, chunk)
         if writer.digest != digest:
@@ -169,7 +169,7 @@ async def _keep_enclosed(api: Api, inputs: Mapping[str, FileRef], given: Mapping
             raise BadInput(
                 "The bytes that came have another SHA-256 or size than told.", "Send them again."
             )
-        await asyncio.to_thread(api.engine.blobs.put_bytes, data, ref.media_type)
+        await asyncio.to_thread(api.engine.blobs.relayed.put_bytes, data, ref.media_type)
 
 
 def _priority(given: Any) -> int:

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from io import FileIO
@@ -45,6 +45,9 @@ MEDIA_TYPES = {
 CHUNK = 1 << 20
 OWNER = "polypod-owner"
 """Name of what says which database the files belong to, where others could come at them."""
+UNSYNCED = "unsynced"
+"""Name of what says in which boot files were put without a wait for the disk."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def media_type_of(name: str) -> str:
@@ -57,7 +60,8 @@ class Blobs:
     """Files under `root/blobs/ab/abcdef...`; what is being written lies under `root/tmp`.
 
     What a method has returned survives a loss of power: content is fsynced before it gets its
-    name, and the folder of the name afterwards.
+    name, and the folder of the name afterwards. What is put while it is not `_durable` survives
+    the end of the process only: `recover` takes away what a loss of power has left of it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -66,6 +70,9 @@ class Blobs:
         self._tmp = root / "tmp"
         self._naming: AbstractContextManager[object] = threading.Lock()
         """Held while a name is given, renewed or taken away, and for no other I/O."""
+        self._durable = True
+        self._unsynced: set[str] = set()
+        """What was named without a wait for the disk."""
         self._make_folders()
 
     def put_bytes(
@@ -88,7 +95,7 @@ class Blobs:
         media_type = media_type or media_type_of(filename)
         with path.open("rb", buffering=0) as file:
             with _disk_full_explained():
-                digest, size = _synced_digest(file)
+                digest, size = _synced_digest(file) if self._durable else _digest(file)
             if not self._renew(digest) and not self._link(path, digest):
                 file.seek(0)
                 return self._copy(file, media_type, filename)
@@ -99,7 +106,7 @@ class Blobs:
 
         Without a `commit` nothing is kept.
         """
-        return BlobWriter(self, self._tmp / uuid.uuid4().hex)
+        return BlobWriter(self, self._tmp / uuid.uuid4().hex, self._durable)
 
     def path(self, digest: str) -> Path:
         """Where the content lies, for reading. KeyError when there is none."""
@@ -115,6 +122,40 @@ class Blobs:
                 os.utime(self._place(digest))
             except FileNotFoundError:
                 return False
+        return True
+
+    def sync(self, digests: Iterable[str]) -> None:
+        """These survive a loss of power, too, where they are kept."""
+        for digest in self._unsynced.intersection(digests):
+            with contextlib.suppress(FileNotFoundError), _disk_full_explained():
+                with self._place(digest).open("rb") as file:
+                    os.fsync(file.fileno())
+                _sync_folder(self._place(digest).parent)
+            self._unsynced.discard(digest)
+
+    def unsynced(self, digests: Iterable[str]) -> bool:
+        """Whether `sync` would have anything to do. Takes microseconds."""
+        return not self._unsynced.isdisjoint(digests)
+
+    def recover(self) -> bool:
+        """At the start: whether a loss of power may have undone some of what was `relayed`.
+
+        Then every file is read, and removed if it is not whole.
+        """
+        mark = self.root / UNSYNCED
+        if not mark.exists():
+            return False
+        if mark.read_text() == _boot_id() != "":
+            self._unsynced.update(digest for digest, _, _ in self.digests())
+            return False
+        for digest, _, _ in self.digests():
+            path = self._place(digest)
+            with path.open("rb", buffering=0) as file:
+                whole = _digest(file)[0] == digest
+            if not whole:
+                path.unlink()
+        mark.unlink()
+        _sync_folder(self.root)
         return True
 
     def delete(self, digest: str, unused_since: float | None = None) -> bool:
@@ -168,7 +209,9 @@ class Blobs:
         """`renew`, durable."""
         if not self.renew(digest):
             return False
-        _sync_folder(self._place(digest).parent)  # whoever put it may still be about to
+        if self._durable:
+            self.sync([digest])
+            _sync_folder(self._place(digest).parent)  # whoever put it may still be about to
         return True
 
     def _link(self, path: Path, digest: str) -> bool:
@@ -178,11 +221,14 @@ class Blobs:
         try:
             path.chmod(0o444)
             with self._naming, contextlib.suppress(FileExistsError), _disk_full_explained():
+                self._note_unsynced(digest)
                 os.link(path, place)
                 os.utime(place)
         except OSError:
             return False
-        _sync_folder(place.parent)
+        if self._durable:
+            self.sync([digest])  # it may have had its name from elsewhere meanwhile
+            _sync_folder(place.parent)
         return True
 
     def _copy(self, file: FileIO, media_type: str, filename: str) -> FileRef:
@@ -197,16 +243,33 @@ class Blobs:
             place = self._place(digest)
             with _disk_full_explained():
                 with self._naming:
-                    tmp.replace(place)
-                _sync_folder(place.parent)
+                    self._note_unsynced(digest)
+                    if self._durable or not place.exists():
+                        tmp.replace(place)
+                if self._durable:
+                    _sync_folder(place.parent)
+
+    def _note_unsynced(self, digest: str) -> None:
+        """Before its name is there for others, who take what they find for durable."""
+        mark = self.root / UNSYNCED
+        if self._durable:
+            return
+        if not (self._unsynced or mark.exists()):
+            with mark.open("x") as file:
+                file.write(_boot_id())
+                file.flush()
+                os.fsync(file.fileno())
+            _sync_folder(self.root)
+        self._unsynced.add(digest)
 
 
 class BlobWriter:
     """Content that arrives in chunks; made by `Blobs.writer`."""
 
-    def __init__(self, blobs: Blobs, tmp: Path) -> None:
+    def __init__(self, blobs: Blobs, tmp: Path, durable: bool) -> None:
         self._blobs = blobs
         self._tmp = tmp
+        self._durable = durable
         self._hash = hashlib.sha256()
         self.size = 0
 
@@ -239,7 +302,8 @@ class BlobWriter:
         digest = self._hash.hexdigest()
         with _disk_full_explained():
             os.fchmod(self._file.fileno(), 0o444)
-            os.fsync(self._file.fileno())
+            if self._durable:
+                os.fsync(self._file.fileno())
         self._blobs._name(self._tmp, digest)  # pyright: ignore[reportPrivateUsage]
         return FileRef(digest, self.size, media_type, filename)
 
@@ -267,6 +331,14 @@ def _digest(file: FileIO) -> tuple[str, int]:
         digest.update(view[:count])
         size += count
     return digest.hexdigest(), size
+
+
+def _boot_id() -> str:
+    """It changes when the machine starts anew; empty: not known."""
+    try:
+        return BOOT_ID.read_text()
+    except OSError:
+        return ""
 
 
 def _sync_folder(folder: Path) -> None:

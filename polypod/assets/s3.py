@@ -23,7 +23,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from pathlib import Path
 
 from polypod.assets.blobs import OWNER, Blobs, BlobWriter
@@ -113,7 +113,21 @@ class S3Blobs:
                 f" remove the object {spec.prefix + OWNER!r}.",
             )
 
+    def recover(self) -> bool:
+        return False
+
     # Putting
+
+    @property
+    def relayed(self) -> S3Blobs:
+        """A bucket has nothing to wait less for."""
+        return self
+
+    def unsynced(self, digests: Collection[str]) -> bool:
+        return False
+
+    def sync(self, digests: Collection[str]) -> None:
+        """All is durable as it is put."""
 
     def put_bytes(
         self, data: bytes, media_type: str = "application/octet-stream", filename: str = ""

@@ -11,7 +11,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from copy import copy
 from pathlib import Path
 from typing import Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -59,7 +60,7 @@ class BlobWriter(Protocol):
 class BlobStore(Protocol):
     """Every kept file, by the SHA-256 of its content. What is put is durable.
 
-    Methods block, but for `here`. `LocalBlobs` and `S3Blobs` say more on each.
+    Methods block, but for `here` and `unsynced`. `LocalBlobs` and `S3Blobs` say more on each.
     """
 
     @property
@@ -79,6 +80,23 @@ class BlobStore(Protocol):
 
     def check(self, owner: str) -> None:
         """At the start: `Unavailable` says what is wrong with the storage, if anything."""
+        ...
+
+    def recover(self) -> bool:
+        """At the start: whether something of what was `relayed` may be gone."""
+        ...
+
+    @property
+    def relayed(self) -> BlobStore:
+        """The same, for jobs that a router keeps durably: a loss of power may undo puts."""
+        ...
+
+    def unsynced(self, digests: Collection[str]) -> bool:
+        """Whether one of them was put so."""
+        ...
+
+    def sync(self, digests: Collection[str]) -> None:
+        """They are durable, too."""
         ...
 
     def put_bytes(self, data: bytes, media_type: str = ..., filename: str = "") -> FileRef: ...
@@ -122,6 +140,10 @@ class LocalBlobs(Blobs):
         self._shared = shared
         if shared:
             self._naming = _FolderLock(root / ".lock")
+        self.relayed = self  # those who share it do not know what is not synced
+        if not shared:
+            self.relayed = copy(self)
+            self.relayed._durable = False
 
     def check(self, owner: str) -> None:
         """Makes a shared folder that database's own: another's sweeps would empty it."""
@@ -235,6 +257,12 @@ async def renew_all(blobs: BlobStore, digests: Iterable[str]) -> bool:
         return all(blobs.renew(digest) for digest in digests)
 
     return await asyncio.to_thread(work) if blobs.remote else work()
+
+
+async def make_durable(blobs: BlobStore, digests: Collection[str]) -> None:
+    """Also what was put for a router's job."""
+    if blobs.unsynced(digests):
+        await asyncio.to_thread(blobs.sync, digests)
 
 
 async def patiently(

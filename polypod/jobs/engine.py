@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from polypod import __version__, logs, metrics, tracing
-from polypod.assets.storage import BlobStore, open_blobs, path_of
+from polypod.assets.storage import BlobStore, make_durable, open_blobs, path_of
 from polypod.background import Background
 from polypod.errors import BadInput, NotFound, Problem, Unavailable
 from polypod.jobs.derived import Derived
@@ -123,6 +123,7 @@ class Engine:
         self._lock = await DataLock.acquire(data)
         self.store = await Store.open(settings.database_url or f"sqlite:///{data}/polypod.db")
         self.blobs = await asyncio.to_thread(self._open_blobs)
+        await self._recover()
         if self.blobs.remote:  # threads that wait for a slow storage must not be all there are
             threads = ThreadPoolExecutor(THREADS, "polypod-thread")
             asyncio.get_running_loop().set_default_executor(threads)
@@ -167,6 +168,12 @@ class Engine:
         blobs.check(self.store.store_id)
         blobs.clear_tmp()
         return blobs
+
+    async def _recover(self) -> None:
+        """After a loss of power: a router's jobs that lack files are forgotten; it has them."""
+        if await asyncio.to_thread(self.blobs.recover):
+            gone = await self.store.forget_relayed(self.blobs.renew)
+            log.warning("power was lost: %d jobs are left to their router", gone)
 
     async def _put_back(self) -> None:
         """An orderly stop is no death of the server for the jobs that it interrupts."""
@@ -221,6 +228,9 @@ class Engine:
         return coming
 
     async def _take_in(self, job: Job, submission: Submission) -> Job:
+        if not job.relayed:
+            files = [*job.inputs.values(), *(asset.file for asset in job.assets)]
+            await make_durable(self.blobs, {file.digest for file in files})
         try:
             stored = await self.store.submit(
                 job,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from polypod import metrics
-from polypod.assets.storage import patiently, renew_all
+from polypod.assets.storage import BlobStore, make_durable, patiently, renew_all
 from polypod.background import Background
 from polypod.errors import Problem
 from polypod.jobs import fits, publish
@@ -172,7 +172,10 @@ class StageRunner:
     async def _use_kept(self, live: Live, key: str) -> None:
         kept = await self._store.find_stage(key)
         files = kept.files.values() if kept else ()
-        there = await renew_all(self._blobs, [ref.digest for ref in files])
+        digests = [ref.digest for ref in files]
+        there = await renew_all(self._blobs, digests)
+        if not live.job.relayed:
+            await make_durable(self._blobs, digests)
         if live.ended or live.handed or live.next_key != key:
             return
         if kept and there:
@@ -417,11 +420,14 @@ class StageRunner:
         self, live: Live, folder: Path, run: StageRun, last: bool
     ) -> tuple[dict[str, FileRef], Asset | None]:
         """The outputs of the next stage; after the last one the manifest too, in the same go."""
-        blobs, stage = self._blobs, live.stage
+        blobs, stage = self._blobs_for(live.job), live.stage
         if not last:
             return await patiently(partial(publish.keep_outputs, blobs, stage, folder)), None
         job, model = live.view(), live.model
         return await patiently(partial(publish.keep_result, blobs, stage, folder, job, model, run))
+
+    def _blobs_for(self, job: Job) -> BlobStore:
+        return self._blobs.relayed if job.relayed else self._blobs
 
     def _run_of(self, live: Live, event: Finished, device: str) -> StageRun:
         memory = (event.peak_memory, event.peak_gpu_memory)
@@ -435,7 +441,8 @@ class StageRunner:
         return KeptStage(key, model, run.stage, live.job.owner, files, run, preset, time.time())
 
     async def _complete(self, live: Live) -> None:
-        work = partial(publish.keep_manifest, self._blobs, live.view(), live.model)
+        blobs = self._blobs_for(live.job)
+        work = partial(publish.keep_manifest, blobs, live.view(), live.model)
         await self._end_as_completed(live, await patiently(work))
 
     async def _end_as_completed(self, live: Live, manifest: Asset) -> None:

@@ -109,6 +109,20 @@ def test_only_the_routers_jobs_need_not_be_durable(server, picture, monkeypatch)
     assert len(asked) == 2 * writes and not any(asked[writes:])
 
 
+def test_what_others_take_over_from_a_routers_job_is_durable(server):
+    picture, blobs = make_picture((43, 31)), server.engine.blobs
+    job_id = uuid.uuid4().hex
+    asked = body(picture, seed=5155)
+    asked["inputs"]["image"]["content"] = base64.b64encode(picture).decode()
+    server.client.put(f"/job/{job_id}", json=asked)
+    relayed = [asset["sha256"] for asset in server.ended(job_id)["assets"]]
+    assert all(blobs.unsynced([digest]) for digest in relayed)
+    job = server.done(picture, seed=5155)
+    stages = server.client.get(f"/job/{job['job_id']}/result/manifest.json").json()["stages"]
+    assert all(stage["kept"] for stage in stages)
+    assert not blobs.unsynced([asset["sha256"] for asset in job["assets"]])
+
+
 def test_missing_inputs_are_named(server):
     answer = server.client.put(f"/job/{uuid.uuid4().hex}", json=body(b"never sent"))
     assert answer.status_code == 409

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import os
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from polypod.assets.storage import LocalBlobs, open_blobs, patiently
 from polypod.errors import Unavailable
+from polypod.jobs.job import FileRef
 from polypod.settings import Settings
 from tests.api.serving import until
 from tests.s3server import ENVIRONMENT, ROOT, s3_server
@@ -26,6 +28,90 @@ from tests.s3server import ENVIRONMENT, ROOT, s3_server
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("POLYPOD_DATA", str(tmp_path / "data"))
     return tmp_path / "data"
+
+
+@pytest.fixture
+def put(tmp_path):
+    """How to put 99 new bytes, in each way: what gives the reference."""
+    numbers = itertools.count()
+
+    def fresh() -> bytes:
+        return f"{next(numbers):099}".encode()
+
+    def file(blobs: LocalBlobs) -> FileRef:
+        path = tmp_path / "made"
+        path.write_bytes(fresh())
+        try:
+            return blobs.put_file(path)
+        finally:
+            path.unlink()
+
+    def streamed(blobs: LocalBlobs) -> FileRef:
+        with blobs.writer() as writer:
+            writer.write(fresh())
+            return writer.commit()
+
+    return {"bytes": lambda blobs: blobs.put_bytes(fresh()), "file": file, "stream": streamed}
+
+
+WAYS = ("bytes", "file", "stream")
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """Names of the files and folders that are synced."""
+    names, fsync = [], os.fsync
+
+    def seen(fd):
+        names.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    return names
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_routers_files_do_not_wait_for_the_disk_until_others_need_them(
+    tmp_path, put, synced, way
+):
+    blobs = LocalBlobs(tmp_path / "data")
+    put[way](blobs.relayed)  # the first of all says that there are such
+    synced.clear()
+    ref = put[way](blobs.relayed)
+    assert synced == [] and blobs.path(ref.digest).stat().st_size == 99
+    assert blobs.unsynced([ref.digest])
+    blobs.put_bytes(blobs.path(ref.digest).read_bytes())  # somebody uploads the same
+    assert {ref.digest, ref.digest[:2]} <= set(synced)
+    assert not blobs.unsynced([ref.digest])
+    other = put[way](blobs)
+    assert not blobs.unsynced([other.digest])
+    blobs.relayed.put_bytes(blobs.path(other.digest).read_bytes())
+    assert not blobs.unsynced([other.digest]), "it was durable before"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_not_synced_is_known_after_a_kill_and_checked_after_a_loss_of_power(
+    tmp_path, put, way
+):
+    blobs = LocalBlobs(tmp_path / "data")
+    assert not blobs.recover()
+    kept, broken, empty = (put[way](blobs.relayed).digest for _ in range(3))
+    killed = LocalBlobs(tmp_path / "data")
+    assert not killed.recover() and killed.unsynced([kept])
+
+    for digest, left in ((broken, b"x" * 99), (empty, b"")):
+        blobs.path(digest).chmod(0o600)
+        blobs.path(digest).write_bytes(left)
+    (tmp_path / "data" / "unsynced").write_text("the boot before")
+    started = LocalBlobs(tmp_path / "data")
+    assert started.recover()
+    assert [digest for digest, _, _ in started.digests()] == [kept]
+    assert not started.unsynced([kept]) and not LocalBlobs(tmp_path / "data").recover()
+
+
+def test_a_folder_that_others_share_is_synced_at_once(tmp_path, put):
+    blobs = LocalBlobs(tmp_path / "data", shared=True)
+    assert not blobs.unsynced([put["bytes"](blobs.relayed).digest])
 
 
 def test_files_lie_in_the_data_folder(data: Path) -> None:

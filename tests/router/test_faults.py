@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from polypod.assets.blobs import BOOT_ID
 from polypod.router import dispatch, endpoint, errand, handover
 from polypod.router.app import create_router, make_engine
 from polypod.router.endpoint import Known
@@ -208,6 +209,22 @@ def test_a_pod_loses_power(scene):
     (scene.pods[0].folder / "polypod.db-shm").unlink()
     for path, content in synced.items():
         path.write_bytes(content)
+    scene.pods[0].start()
+    assert scene.done_once(job) == [True, False]
+    assert scene.ran(job) == {"prepare": 1, "work": 2}
+    scene.first_is_back()
+
+
+def test_a_pod_loses_power_and_its_files(scene):
+    """Its database has the job still, but of the files only the names are left."""
+    folder = scene.pods[0].folder
+    job = scene.job_on_first(seconds=2)
+    scene.pods[0].kill()
+    assert (folder / "unsynced").read_text() == BOOT_ID.read_text()
+    (folder / "unsynced").write_text("the boot before")
+    for blob in (folder / "blobs").glob("*/*"):
+        blob.chmod(0o600)
+        blob.write_bytes(b"")
     scene.pods[0].start()
     assert scene.done_once(job) == [True, False]
     assert scene.ran(job) == {"prepare": 1, "work": 2}

@@ -302,6 +302,11 @@ FORGET_OUTPUTS = delete(assets).where(assets.c.job.in_(_ids), assets.c.kind.in_(
 FORGET_INPUTS = delete(assets).where(assets.c.job.in_(_ids), assets.c.kind.in_(INPUTS))
 MARK_OUTPUTS_GONE = update(jobs).where(jobs.c.seq.in_(_ids)).values(results_at=null())
 MARK_INPUTS_GONE = update(jobs).where(jobs.c.seq.in_(_ids)).values(inputs_at=null())
+RELAYED_FILES = (
+    select(jobs.c.seq, assets.c.digest)
+    .join(assets, assets.c.job == jobs.c.seq)
+    .where(jobs.c.relayed)
+)
 FORGET_JOBS = delete(jobs).where(jobs.c.seq.in_(_ids))
 FORGET_STAGES = delete(kept_stages).where(kept_stages.c.id.in_(_ids))
 FORGET_IMAGES = delete(images).where(images.c.id.in_(_ids))

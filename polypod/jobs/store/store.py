@@ -432,6 +432,19 @@ class Store:
         """
         return await forget.expire(self._writer.hand_over, now, settings, frozenset(pinned))
 
+    async def forget_relayed(self, is_kept: Callable[[str], bool]) -> int:
+        """Forgets the jobs of routers of which a file is not kept; returns how many."""
+
+        def work(connection: Connection) -> int:
+            rows = connection.execute(sql.RELAYED_FILES).all()
+            kept = {digest: is_kept(digest) for digest in {row.digest for row in rows}}
+            gone = list({row.seq for row in rows if not kept[row.digest]})
+            for i in range(0, len(gone), forget.BATCH):
+                connection.execute(sql.FORGET_JOBS, {"ids": gone[i : i + forget.BATCH]})
+            return len(gone)
+
+        return await self._writer.hand_over(work)
+
     async def evict(self, bytes_over: int, pinned: Collection[str] = ()) -> Forgotten:
         """Forgets the stages that were not used for longest, then the oldest results.
 
