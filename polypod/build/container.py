@@ -30,6 +30,8 @@ OPEN_REGISTRIES = (
     *("public.ecr.aws", "registry.gitlab.com", "ttl.sh"),
 )
 """Registries where anybody may pull unless the repository was made private."""
+_UPLOADS = re.compile(r"\bpush\b(?!=(0|f|false)\b)|type=(registry|gha|s3|azblob)\b", re.IGNORECASE)
+"""In a builder's option: the image, or a cache of its layers, goes elsewhere as it is built."""
 TOKEN = "HF_TOKEN"  # noqa: S105  its name
 
 
@@ -53,6 +55,13 @@ class Order:
 def build(model: Model, order: Order) -> str:
     """Build the image; returns its tag. Raises CannotBuild before anything slow begins."""
     check_supplied(model, order.licensed, order.revisions)
+    held = names(model.weights.licensed)
+    if held and (upload := _upload(order.options)):
+        raise CannotBuild(
+            f"The image would hold files that may not be passed on ({held}), and {upload} sends "
+            "it, or its layers, elsewhere as it is built. Leave that out and use `polypod push`, "
+            "which looks where it goes."
+        )
     if model.weights.gated and not os.environ.get(TOKEN):
         raise CannotBuild(
             f"The weights of {model.name} are gated. Accept their licence on the hub, then set "
@@ -67,8 +76,7 @@ def build(model: Model, order: Order) -> str:
     command = build_command(model, order, program, context, tag)
     print("$", shlex.join(command), file=sys.stderr, flush=True)
     subprocess.run(command, check=True, env=os.environ | {"DOCKER_BUILDKIT": "1"})
-    if model.weights.licensed:
-        held = names(model.weights.licensed)
+    if held:
         print(f"{tag} is private: it holds files under licence ({held}).", file=sys.stderr)
     return tag
 
@@ -102,6 +110,14 @@ def check_supplied(model: Model, licensed: Path | None, revisions: Mapping[str, 
     unknown = sorted(set(revisions) - {source.repo for source in model.weights.hub})
     if unknown:
         raise CannotBuild(f"{model.name} takes no weights from {', '.join(unknown)}.")
+
+
+def _upload(options: Sequence[str]) -> str:
+    """The option that sends away what is built; empty: none does."""
+    for before, option in zip(("", *options), options, strict=False):
+        if "--cache-from" not in (before, option.partition("=")[0]) and _UPLOADS.search(option):
+            return option
+    return ""
 
 
 def builder(name: str) -> str:

@@ -48,11 +48,12 @@ def licensed(tmp_path: Path) -> Path:
 
 
 def test_a_bento_is_built_and_given_to_the_builder_with_our_dockerfile(builder: Path) -> None:
-    tag = build(declaration("inflate"), Order("builder", "registry.example/inflate:1"))
+    order = Order("builder", "registry.example/inflate:1", options=("--push",))
+    tag = build(declaration("inflate"), order)
     assert tag == "registry.example/inflate:1"
     asked = builder.read_text().splitlines()[-1]
     assert "-t registry.example/inflate:1" in asked
-    assert "--build-arg IMAGE=registry.example/inflate:1" in asked
+    assert "--build-arg IMAGE=registry.example/inflate:1 --push" in asked
     context = Path(asked.split()[-1])
     assert all((context / name).is_file() for name in container.context_files())
     text = Path(f"{builder}.Dockerfile").read_text()
@@ -87,6 +88,38 @@ def test_what_is_missing_is_told_before_anything_is_built(
     with pytest.raises(CannotBuild, match=told):
         build(PAINTER, replace(order, **change))  # type: ignore[arg-type]
     assert not builder.exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--push",
+        "--push=true",
+        "type=registry",
+        "--output=type=image,name=me/painter,push=true",
+        "-otype=registry,name=me/painter",
+        "--cache-to=type=registry,ref=me/painter:cache,mode=max",
+    ],
+)
+def test_a_build_does_not_push_licensed_files(builder: Path, licensed: Path, option: str) -> None:
+    order = Order("builder", "", licensed, {"meta/later": COMMIT}, ("--pull", option))
+    with pytest.raises(CannotBuild, match=r"SMPLX\.npz.*polypod push"):
+        build(PAINTER, order)
+    assert not builder.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--output=type=image,push=false", "--cache-to=type=local,dest=c"),
+        ("--cache-from=type=registry,ref=me/painter:cache",),
+        ("--cache-from", "type=registry,ref=me/painter:cache"),
+    ],
+)
+def test_other_options_reach_the_builder(licensed: Path, options: tuple[str, ...]) -> None:
+    order = Order("builder", "", licensed, {"meta/later": COMMIT}, options)
+    with pytest.raises(CannotBuild, match="HF_TOKEN"):  # what is asked for next
+        build(PAINTER, order)
 
 
 def test_no_builder_is_told_with_what_else_there_is() -> None:
