@@ -10,12 +10,11 @@ import math
 import time
 from base64 import b64decode
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from polypod import metrics
 from polypod.assets.blobs import media_type_of
-from polypod.assets.storage import BlobStore, path_of, patiently, renew_all
+from polypod.assets.storage import BlobStore, content_of, patiently, renew_all
 from polypod.client import ApiError, AssetView, Event, JobView
 from polypod.client.fetch import Arriving
 from polypod.client.views import read_json
@@ -38,7 +37,7 @@ MOST_TEXT = 2001
 """Characters of a line that a model prints (`workers.output`)."""
 MOST_ETA_S = 1e8
 MOST_ASSETS = 1000
-MOST_MANIFEST = 1 << 22
+MOST_MANIFEST = 1 << 20
 """Bytes."""
 MOST_STAGES = 100
 STATUSES = ("queued", "processing", "completed", "failed", "cancelled")
@@ -163,6 +162,8 @@ class Errand:
         """Fetch one file, unless it is here."""
         told = {"digest": view.sha256, "size": view.size, "filename": view.name}
         ref = file_of(told | {"media_type": media_type_of(view.name)})
+        if view.kind == "manifest" and ref.size > MOST_MANIFEST:
+            raise ValueError("Its manifest is too large.")
         if not await renew_all(self._blobs, [ref.digest]):
             await (self._keep_small(ref, view.content) if view.content else self._keep(ref))
         elif (here := self._blobs.here(ref.digest)) and here.stat().st_size != ref.size:
@@ -170,8 +171,7 @@ class Errand:
         kind = "manifest" if view.kind == "manifest" else "output"
         asset = Asset(view.name, ref, kind, _text(view.stage))
         if asset.kind == "manifest":
-            path = await path_of(self._blobs, ref.digest)
-            self._runs = await asyncio.to_thread(stage_runs, path)
+            self._runs = stage_runs(await content_of(self._blobs, ref.digest))
         new = asset.name not in {known.name for known in self._live.assets}
         if asset.kind == "output" and new and not self._live.ended:
             self._live.assets.append(asset)
@@ -272,12 +272,10 @@ def _began_at(view: JobView, live: RoutedLive) -> float:
     return max(live.job.created_at, min(view.started_at or now, now))
 
 
-def stage_runs(manifest: Path) -> list[StageRun]:
+def stage_runs(manifest: bytes) -> list[StageRun]:
     """The stages as the pod's manifest tells them."""
-    if manifest.stat().st_size > MOST_MANIFEST:
-        raise ValueError("Its manifest is too large.")
     memory = {"peak_memory": "peak_memory_bytes", "peak_gpu_memory": "peak_gpu_memory_bytes"}
-    stages = read_json(manifest.read_bytes())["stages"]
+    stages = read_json(manifest)["stages"]
     if len(stages) > MOST_STAGES:  # each would be a series of metrics for ever
         raise ValueError("Its manifest tells of more stages than a model has.")
     return [run_of(s | {ours: s.get(theirs, 0) for ours, theirs in memory.items()}) for s in stages]

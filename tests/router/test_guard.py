@@ -100,13 +100,11 @@ def test_a_pod_that_makes_files_for_ever_is_refused():
     [5, [5], [RUN] * 1000, [RUN | {"seconds": float("nan")}], [RUN | {"peak_memory_bytes": "x"}]],
     ids=["number", "numbers", "endless", "nan", "text"],
 )
-def test_a_manifest_that_cannot_be_is_refused(tmp_path, stages):
-    manifest = tmp_path / "manifest.json"
-    manifest.write_text(json.dumps({"stages": [RUN | {"peak_memory_bytes": 7}]}))
-    assert [run.peak_memory for run in stage_runs(manifest)] == [7]
-    manifest.write_text(json.dumps({"stages": stages}))
+def test_a_manifest_that_cannot_be_is_refused(stages):
+    good = {"stages": [RUN | {"peak_memory_bytes": 7}]}
+    assert [run.peak_memory for run in stage_runs(json.dumps(good).encode())] == [7]
     with pytest.raises((ValueError, TypeError, AttributeError)):
-        stage_runs(manifest)
+        stage_runs(json.dumps({"stages": stages}).encode())
 
 
 def test_a_pod_cannot_send_the_router_to_another_server():
