@@ -14,6 +14,7 @@ import os
 import re
 import struct
 import time
+import zlib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,7 +126,11 @@ _FOREIGN = [
         (rb"....ftypcrx|FUJIFILM|IIRO|IIU\x00", "a camera's raw file", _CONVERT),
         (rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI ", "a video", _ONE_FRAME),
         (rb"%PDF-", "a PDF document", "Export the picture in it as PNG or JPEG."),
-        (rb"[^<]{0,16}(<[?!].{0,900})?<svg", "an SVG drawing", "Export it as PNG."),
+        (
+            rb"[^<]{0,16}(<[?!](?!(?i:doctype html)).{0,900})?<svg",
+            "an SVG drawing",
+            "Export it as PNG.",
+        ),
         (
             rb"(?i)[^<]{0,16}<(!doctype html|html|head|body|!--)",
             "a web page (HTML)",
@@ -326,12 +331,25 @@ def _riff_size(data: bytes) -> int:
 def _finish(kind: str, data: bytes, image: ImageFile.ImageFile) -> Picture:
     plain = colour.to_plain(image)
     upright = _turned(plain, 1 if kind == "TIFF" else _orientation(image.info.get("exif")))
-    # Pillow reads 16-bit colour PNGs as 8-bit, other libraries do not: write what was seen here.
-    deep = kind == "PNG" and data[24] == 16
-    if upright is image and kind in _KEPT and not deep:
+    # Of these, other libraries see something else or nothing: write what Pillow saw.
+    odd = kind == "PNG" and (data[24] == 16 or not _is_whole_png(data))
+    if upright is image and kind in _KEPT and not odd:
         return Picture(data, _KEPT[kind], *image.size, changed=False)
     as_jpeg = kind == "JPEG" and image.mode in ("L", "RGB")
     return _encoded(upright, "JPEG" if as_jpeg else "PNG")
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Whether all checksums up to the last chunk are right; Pillow reads the pixels without."""
+    at, view = 8, memoryview(data)
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return False
+        if data[at + 4 : at + 8] == b"IEND":
+            return True
+        at = end + 4
+    return False
 
 
 def _encoded(image: Image.Image, kind: str) -> Picture:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -315,6 +317,22 @@ def test_truncation_is_named(kind: str) -> None:
     assert "cut off" in refused(BadInput, data[: len(data) // 2]).message
 
 
+@pytest.mark.parametrize("wrong", ["no last chunk", "half of it", "checksum of the pixels"])
+def test_a_png_that_only_pillow_reads_is_written_anew(wrong: str) -> None:
+    whole = encode(corners(), "PNG")
+    at = whole.index(b"IEND") - 8  # the checksum before the last chunk
+    data = {
+        "no last chunk": whole[:-12],
+        "half of it": whole[:-6],
+        "checksum of the pixels": whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :],
+    }[wrong]
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) is None
+    picture = check(data)
+    assert picture.changed
+    assert cv2.imdecode(np.frombuffer(picture.data, np.uint8), cv2.IMREAD_UNCHANGED) is not None
+    assert difference(opened(picture), corners()) == 0
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_animations_and_pages(kind: str) -> None:
     frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue", "lime")]
@@ -350,6 +368,8 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
         (bytes(1000), "known format"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- x -->\n<svg/>", "SVG"),
+        (b"<!DOCTYPE svg PUBLIC '-//W3C//DTD SVG 1.1//EN'>\n<svg/>", "SVG"),
+        (b"<!DOCTYPE html><html><body><svg/></body></html>", "HTML"),
         (b"\n <!DOCTYPE html><html><body>404</body></html>", "web page"),
         (b"<html>", "web page"),
         (b"%PDF-1.7\n%", "PDF"),
