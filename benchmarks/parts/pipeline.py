@@ -25,7 +25,7 @@ TURNS = 20
 LOAD_S = 1.0
 TOOL = """#!/bin/sh
 case "$*" in
-  *query*) echo "Pretended GPU, 24576, 8.6, 550.54.14" ;;
+  *query*) echo "GPU-00, Pretended GPU, 24576, 8.6, 550.54.14" ;;
   *) echo "CUDA Version: 12.4" ;;
 esac
 """

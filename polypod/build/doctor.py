@@ -249,7 +249,8 @@ def _gpus(model: Model, settings: Settings, devices: Devices) -> Generator[Findi
 
 
 def _gpu(model: Model, gpu: Gpu, device: str) -> Finding:
-    compiled, seen = model.needs.architectures, f"{gpu.name}, {gpu.vram_gb:g} GB"
+    memory = f"{gpu.vram_gb:g} GB" if gpu.vram_gb else "memory not told"
+    compiled, seen = model.needs.architectures, f"{gpu.name}, {memory}"
     if compiled and gpu.architecture and not runs_on(compiled, gpu.architecture):
         return Finding(
             device,

@@ -23,6 +23,7 @@ from polypod.jobs.schedule import BATCH, Place, WorkerKey
 from polypod.model import KIT, Model
 from polypod.settings import Settings
 from polypod.workers import events as e
+from polypod.workers.devices import VISIBLE, visible_as
 from polypod.workers.process import end_leftovers
 from polypod.workers.spec import spec_of
 from polypod.workers.worker import StageTask, Worker
@@ -267,7 +268,7 @@ class Pool:
             Home(self.settings.home / model.name),
             python=self.settings.model_python,
             device="cuda:0" if on_gpu else lane.device,
-            env={"CUDA_VISIBLE_DEVICES": lane.device.partition(":")[2] if on_gpu else ""},
+            env={VISIBLE: visible_as(lane.device) if on_gpu else ""},
         )
         worker = lane.workers[key] = Worker(
             spec, lambda child, event: self._on_event(lane, key, child, event), self._pids

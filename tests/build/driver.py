@@ -18,9 +18,10 @@ def install_driver(
     driver: str = "550.54.15",
     cuda: str = "12.4",
 ) -> None:
-    """`gpus` as `nvidia-smi` lists them: `NVIDIA L4, 23034, 8.9`."""
+    """`gpus` as `nvidia-smi` lists them: `NVIDIA L4, 23034, 8.9`; their UUIDs: GPU-00, GPU-11..."""
     folder.mkdir(exist_ok=True)
-    lines = "".join(f"  echo '{gpu}, {driver}'\n" for gpu in gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    lines = "".join(f"  echo 'GPU-{i}{i}, {gpu}, {driver}'\n" for i, gpu in enumerate(gpus))
     header = HEADER.format(driver=driver, cuda=cuda)
     program = folder / "nvidia-smi"
     program.write_text(f'#!/bin/sh\nif [ $# = 0 ]; then echo "{header}"; else :\n{lines}fi\n')

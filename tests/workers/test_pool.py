@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.models.relay.model import MODEL
@@ -77,6 +78,19 @@ async def test_every_device_loads_what_fits_into_its_own_memory(
     await pool.stop()
     assert resident[frozenset({"geometry"})] == (GEOMETRY,)
     assert resident[frozenset({"texture"})] == (TEXTURE,)
+
+
+async def test_workers_stay_within_the_gpus_that_this_process_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-11,3")
+    pool, heard = pool_of(tmp_path, monkeypatch, geometry="cuda:0", texture="cuda:1")
+    await pool.start()
+    await heard.until(lambda: {*pool.load_seconds} >= {GEOMETRY, TEXTURE})
+    pids = [path.stem for path in (tmp_path / "data/workers").glob("*.json")]
+    given = {psutil.Process(int(pid)).environ()["CUDA_VISIBLE_DEVICES"] for pid in pids}
+    await pool.stop()
+    assert {"GPU-11", "3"} <= given
 
 
 async def test_a_task_cancelled_before_its_worker_has_it_never_starts(
