@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from polypod.assets.derive import FORMATS
 from polypod.cli import app
-from polypod.cli.batch import unique_names
+from polypod.cli.batch import IN_FLIGHT, unique_names
 from polypod.cli.earlier import find
 from polypod.cli.settings import settings_here
 from polypod.client import ClientError, JobView
@@ -197,6 +197,30 @@ def test_more_photos_than_the_queue_takes(here, monkeypatch):
         assert done.exit_code == 0, done.stderr
         assert len(service.jobs) == 3
         assert {"cat.glb", "cat_2.glb", "cat_3.glb"} <= set(names())
+
+
+@pytest.mark.parametrize("how", ["refused", "detached"])
+def test_more_photos_than_are_on_their_way_at_once(here, monkeypatch, how):
+    photos, more = ["cat.png"] * (IN_FLIGHT + 1), ["--detach", "-p", "hold=true"]
+    with SmallService(max_queue_size=len(photos)) as service:
+        monkeypatch.setenv("POLYPOD_URL", service.url)
+        if how == "refused":
+            service.breaks("/generate", status=422, body=b'{"error": "No."}', times=len(photos))
+        done = CliRunner().invoke(app, ["generate", *photos, *(more if how == "detached" else [])])
+    assert done.exit_code == (how == "refused")
+    assert done.stderr.count("Error: cat") == (len(photos) if how == "refused" else 0)
+    assert len(service.jobs) == (0 if how == "refused" else len(photos))
+
+
+def test_names_that_are_no_text_or_look_like_markup(service, here):
+    odd, plain = os.fsdecode(b"\xff.png"), ":cat: [red].png"
+    for name in (odd, plain):
+        (here / name).write_bytes(b"a photo")
+    said, complaint = child("generate", odd, plain, "--url", service.url).communicate(timeout=20)
+    assert "out/:cat: [red].glb" in said and "out/\\udcff.glb" in said, complaint
+    assert {":cat: [red].glb", os.fsdecode(b"\xff.glb")} <= set(names())
+    told = child("generate", odd, "--json", "--url", service.url).communicate(timeout=20)[0]
+    assert json.loads(told)["jobs"][0]["files"]["result"] == os.fsdecode(b"out/\xff.glb")
 
 
 def test_a_lost_connection_is_taken_up_again(polypod, service):

@@ -5,6 +5,8 @@ Each command imports what it needs when it runs, so that help and completion com
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -80,7 +82,9 @@ def _main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show and exit.")
     ] = False,
-) -> None: ...
+) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text: as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @app.command(

@@ -127,7 +127,8 @@ class Batch:
             self._shown.say(item.name, "submitting")
             try:
                 item.job = await self._submit(item)
-            except (ApiError, OSError) as error:
+            except (ApiError, OSError, ValueError) as error:
+                self._room.release()
                 self._failed(item, explain(error))
                 continue
             self._took(item, item.job)
@@ -169,7 +170,9 @@ class Batch:
         self._shown.show(item.name, job)
         if job.done:
             self._ended(item)
-        elif not self._order.detach:
+        elif self._order.detach:
+            self._room.release()
+        else:
             self._running[job.id] = item
 
     async def _follow_all(self, submitting: asyncio.Task[None]) -> None:

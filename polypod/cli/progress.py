@@ -78,12 +78,12 @@ class Bars:
 
     def __init__(self, console: Console | None = None) -> None:
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:3.0f} %"),
             TimeLeft(),
-            TextColumn("{task.fields[what]}"),
-            console=console or Console(stderr=True, highlight=False),
+            TextColumn("{task.fields[what]}", markup=False),
+            console=console or Console(stderr=True, highlight=False, emoji=False, markup=False),
         )
         self._tasks: dict[str, TaskID] = {}
 
@@ -95,23 +95,23 @@ class Bars:
         self._progress.stop()
 
     def say(self, name: str, what: str) -> None:
-        self._progress.update(self._task(name), what=escape(what))
+        self._progress.update(self._task(name), what=what)
 
     def show(self, name: str, job: JobView) -> None:
         self._progress.update(
             self._task(name),
             completed=job.progress,
-            what=escape(what_happens(job)),
+            what=what_happens(job),
             eta=job.eta_seconds,
         )
 
     def log(self, name: str, line: str) -> None:
-        self._progress.console.print(escape(line), style="dim")
+        self._progress.console.print(line, style="dim")
 
     def _task(self, name: str) -> TaskID:
         if name not in self._tasks:
             short = name if len(name) <= NAME_WIDTH else f"{name[: NAME_WIDTH - 1]}…"
-            self._tasks[name] = self._progress.add_task(escape(short), total=100, what="", eta=None)
+            self._tasks[name] = self._progress.add_task(short, total=100, what="", eta=None)
         return self._tasks[name]
 
 

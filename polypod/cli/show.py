@@ -207,7 +207,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         out.soft_wrap = False
         out.print(table)
     else:
-        Console(highlight=False, width=200).print(table)
+        Console(highlight=False, width=200, emoji=False).print(table)
 
 
 def _status(job: JobView) -> str:

@@ -175,7 +175,8 @@ def read_source(source: PictureSource) -> Part | str | UploadedImage:
             return text
         path = Path(text)
         media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        return Part(path.name, path.read_bytes(), media_type)
+        name = path.name.encode(errors="replace").decode()  # it need not be text on this machine
+        return Part(name, path.read_bytes(), media_type)
     buffer = io.BytesIO()
     source.save(buffer, format="PNG")
     return Part("image.png", buffer.getvalue(), "image/png")
