@@ -26,7 +26,7 @@ from polypod.assets.derive import FORMATS
 from polypod.assets.storage import BlobStore
 from polypod.errors import BadInput, Conflict, NotFound, Unavailable
 from polypod.jobs.job import TERMINAL, Asset, Job
-from polypod.model import nearest
+from polypod.model import Model, nearest
 
 log = logging.getLogger("polypod.api")
 
@@ -59,15 +59,21 @@ async def result_response(api: Api, request: Request, job: Job, format_: str) ->
         raise _no_result(job)
     model = api.engine.models.get(job.model)
     own = model.result_name(job.params) if model else _first_result(job)
+    if format_:
+        check_format(format_, model)
+    name = f"model.{format_}" if format_ else own
+    return await _asset_response(api, request, job, name, attachment=True)
+
+
+def check_format(format_: str, model: Model | None) -> None:
+    """BadInput for a format that no result of the model can be had in."""
     formats = [*FORMATS, *(model.formats if model else ())]
-    if format_ and format_ not in formats:
+    if format_ not in formats:
         raise BadInput(
             f"Unknown format {format_[:50]!r}.{nearest(format_[:50], formats)}",
             f"Use one of: {', '.join(dict.fromkeys(formats))}.",
             parameter="format",
         )
-    name = f"model.{format_}" if format_ else own
-    return await _asset_response(api, request, job, name, attachment=True)
 
 
 async def _asset_response(

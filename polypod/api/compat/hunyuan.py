@@ -21,7 +21,7 @@ from polypod.access.keys import ANY, GENERATE, READ
 from polypod.api import submit
 from polypod.api.body import Body, read_json
 from polypod.api.compat.facade import Facade
-from polypod.api.downloads import result_response
+from polypod.api.downloads import check_format, result_response
 from polypod.api.endpoint import Api, Handler, needs
 from polypod.api.problems import retry_after
 from polypod.errors import BadRequest, NotFound, Problem
@@ -39,10 +39,11 @@ GLB = "model/gltf-binary"
 async def generate(api: Api, request: Request) -> Response:
     """POST /generate: waits, and answers with the file."""
     fields = await read_json(request)
+    kind = str(fields.get("type") or "glb")
+    check_format(kind, FACADE.model_of(api))  # not when the job is done
     job = await submit.wait_until_ended(api, request, await _submit(api, request, fields))
     if job.status != "completed":
         raise BadRequest(_words(api.describe(job)))
-    kind = str(fields.get("type", "glb"))
     return await result_response(api, request, job, "" if kind == "glb" else kind)
 
 

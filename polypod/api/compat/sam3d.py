@@ -162,9 +162,10 @@ def _is_client(fields: Mapping[str, Any]) -> bool:
 
 def _asked(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields. Raises BadRequest without a picture, or with two."""
-    if "image" not in fields and "image_url" not in fields:
+    pictures = [name for name in ("image", "image_url") if fields.get(name) is not None]
+    if not pictures:
         raise BadRequest("Need image or image_url")
-    if "image" in fields and "image_url" in fields:
+    if len(pictures) > 1:
         raise BadRequest("Send either image or image_url, not both")
     return dict(fields)
 

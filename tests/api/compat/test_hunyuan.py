@@ -90,6 +90,15 @@ def test_what_is_not_a_picture_is_told_in_text(hunyuan: Server) -> None:
     assert "preset draft" in too_large.json()["text"]
 
 
+def test_an_unknown_type_is_told_before_any_work(hunyuan: Server) -> None:
+    before = hunyuan.history()
+    refused = hunyuan.client.post("/generate", json=add_on(type="xyz"))
+    assert refused.status_code == 404 and "Use one of: glb" in refused.json()["text"]
+    assert hunyuan.history() == before
+    untold = hunyuan.client.post("/generate", json=add_on(type=None))
+    assert untold.status_code == 200 and untold.content[:4] == b"glTF"
+
+
 def test_our_own_generate_stays_ours(hunyuan: Server) -> None:
     ours = {"image": picture(), "with_texture": False, "octree_resolution": 64}
     assert hunyuan.client.post("/generate", json=ours).status_code == 202

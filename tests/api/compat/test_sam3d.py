@@ -113,6 +113,9 @@ def test_a_request_needs_one_picture(wrapper: Server, path: str) -> None:
     both = wrapper.client.post(AT + path, json=body(image_url="http://example.org/a.png"))
     assert (both.status_code, list(both.json())) == (400, ["error"])
     assert "not both" in both.json()["error"]
+    empty = wrapper.client.post(AT + path, json=body(image=None, image_url=None))
+    assert empty.json() == {"error": "Need image or image_url"}
+    assert wrapper.client.post(AT + path, json=body(image_url=None)).status_code == 200
 
 
 def test_malformed_requests(wrapper: Server) -> None:
