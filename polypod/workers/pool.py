@@ -32,6 +32,8 @@ log = logging.getLogger("polypod.workers")
 
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """How long a lane stays closed after so many deaths in a row."""
+FREE_S = 1.0
+"""A lane without a task for so long has nothing better to do than to load what did not load."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class _Lane:
     """Told to end, so that their memory is free: nothing is loaded before they are gone."""
     running: _Handed | None = None
     reserved: _Handed | None = None
+    missing: set[WorkerKey] = field(default_factory=set[WorkerKey])
+    """To be loaded again when nothing runs here."""
     deaths: int = 0
     closed_until: float = 0.0
     idle_since: float = field(default_factory=time.monotonic)
@@ -301,7 +305,7 @@ class Pool:
         for handed in hit:
             if not handed.settled:
                 self.listener.task_returned(handed.assignment.job, why)
-        self.listener.places_changed()
+        self._changed(lane)
 
     def _hand_over(self, lane: _Lane, handed: _Handed) -> None:
         key = handed.assignment.worker
@@ -316,9 +320,12 @@ class Pool:
             await asyncio.sleep(min(limit / 4, 10))
             for lane in self._lanes.values():
                 if not lane.running and time.monotonic() - lane.idle_since >= limit:
-                    lane.leaving += lane.workers.values()
-                    lane.workers.clear()
-                    await asyncio.gather(*(worker.stop() for worker in lane.leaving))
+                    await self._unload(lane)
+
+    async def _unload(self, lane: _Lane) -> None:
+        lane.leaving += lane.workers.values()
+        lane.workers.clear()
+        await asyncio.gather(*(worker.stop() for worker in lane.leaving))
 
     # What workers tell
 
@@ -367,6 +374,15 @@ class Pool:
             lane.idle_since = time.monotonic()
         elif handed is lane.reserved:
             lane.reserved = None
+        self._changed(lane)
+
+    def _changed(self, lane: _Lane) -> None:
+        """Where the lane is free, what did not load is tried: a pod whose worker does not load is
+        sent no job that would load it."""
+        if not lane.running and not self._stopping:
+            missing, lane.missing = lane.missing & self.load_errors.keys(), set()
+            for key in missing:
+                self._background.run(self._restart(lane, key, FREE_S))
         self.listener.places_changed()
 
     def _on_death(self, lane: _Lane, key: WorkerKey, worker: Worker, event: e.Died) -> None:
@@ -393,7 +409,7 @@ class Pool:
                 why = None if worker.loaded else self.load_errors.get(key)
                 self.listener.task_returned(handed.assignment.job, why)
         lane.idle_since = time.monotonic()
-        self.listener.places_changed()
+        self._changed(lane)
 
     def _back_off(self, lane: _Lane, key: WorkerKey) -> None:
         """Close the lane for a while, then load the worker again so that the next job finds it."""
@@ -405,9 +421,19 @@ class Pool:
 
     async def _restart(self, lane: _Lane, key: WorkerKey, wait: float) -> None:
         await asyncio.sleep(wait)
-        if key not in lane.workers and not lane.running:
+        if not lane.running and key not in lane.workers:
+            await self._make_room(lane, key)
+        if lane.running:
+            lane.missing.add(key)
+        elif key not in lane.workers:
             await self._spawn(lane, key)
         self.listener.places_changed()
+
+    async def _make_room(self, lane: _Lane, key: WorkerKey) -> None:
+        """Ends the others where they leave too little memory."""
+        needed = sum(self.needs_gb[each] for each in (*lane.workers, key))
+        if lane.capacity_gb is not None and needed > lane.capacity_gb:
+            await self._unload(lane)
 
     def _handed(self, assignment: Assignment) -> _Handed:
         return _Handed(assignment, {task.id: task for task in assignment.tasks})

@@ -60,10 +60,16 @@ class Heard:
         self.note("places")
 
 
-def pool_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **slots: str) -> tuple[Pool, Heard]:
-    """On GPUs of 24 GB each; `geometry` needs 10, `texture` 21."""
-    monkeypatch.setenv("STUB_LOG", str(tmp_path / "stub.log"))
-    heard = Heard()
+def pool_of(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    heard: Heard | None = None,
+    log: Path | None = None,
+    **slots: str,
+) -> tuple[Pool, Heard]:
+    """On GPUs of 24 GB each; `geometry` needs 10, `texture` 21. None loads where no log can be."""
+    monkeypatch.setenv("STUB_LOG", str(log or tmp_path / "stub.log"))
+    heard = heard or Heard()
     settings = Settings(data=tmp_path / "data", slots=slots)
     return Pool([MODEL], settings, heard, lambda device: 24.0 if "cuda" in device else None), heard
 
@@ -136,3 +142,39 @@ async def test_a_worker_that_cannot_be_started_gives_its_task_and_the_place_back
     (left,) = (each for each in pool.places() if each.id == place.id)
     assert not left.running and not left.resident
     await pool.stop()
+
+
+async def test_a_worker_that_did_not_load_is_tried_again_once_its_place_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is loaded the pod is degraded, and no router sends it the job that would load it."""
+
+    class Busy(Heard):
+        def task_returned(self, job: str, why: JobError | None = None) -> None:
+            """The place is taken at once, and what has failed would load now."""
+            gone.rename(folder)
+            pool.begin(assignment("b", GEOMETRY, "shape"), place.id)
+            super().task_returned(job, why)
+
+    def assignment(job: str, worker: tuple[str, str], stage: str) -> Assignment:
+        files = {"image": str(picture), "shape.bin": str(picture)}
+        times = {"shape_s": 0, "paint_s": 0}
+        task = StageTask(f"{job}/{stage}", "", stage, files, str(tmp_path / job), times)
+        return Assignment(job, worker, (task,))
+
+    folder, gone, picture = tmp_path / "log", tmp_path / "gone", tmp_path / "picture"
+    folder.mkdir()
+    picture.write_bytes(b"a picture")
+    pool, heard = pool_of(
+        tmp_path, monkeypatch, Busy(), log=folder / "stub.log", geometry="cuda:0", texture="cuda:0"
+    )
+    await pool.start()
+    await heard.until(lambda: pool.ready)
+    place = next(place for place in pool.places() if "texture" in place.slots)
+    folder.rename(gone)
+    pool.begin(assignment("a", TEXTURE, "paint"), place.id, (GEOMETRY,))
+    await heard.until(lambda: ("finished", "b/shape") in heard.told)
+    await heard.until(lambda: pool.ready and TEXTURE in pool.load_seconds)
+    resident = {place.slots: place.resident for place in pool.places()}
+    await pool.stop()
+    assert resident[place.slots] == (TEXTURE,), "both are too much for the GPU"
