@@ -35,6 +35,10 @@ class Long:
     def __init__(self, raw: memoryview) -> None:
         self.raw = raw
 
+    def __str__(self) -> str:
+        """How it begins, for messages."""
+        return bytes(self.raw[:100]).decode(errors="replace")
+
     def text(self) -> str:
         """What it says. BadRequest for what is no text."""
         return _parse(b'"' + bytes(self.raw) + b'"')

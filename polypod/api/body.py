@@ -49,27 +49,28 @@ async def read_body(request: Request, max_text: int) -> AsyncGenerator[Body]:
         except HTTPException as error:
             raise BadRequest(
                 f"The multipart form cannot be read: {error.detail}",
-                "Let your HTTP library set the Content-Type, which names the boundary.",
+                "Send a file as a part with a file name."
+                if "exceeded" in error.detail
+                else "Let your HTTP library set the Content-Type, which names the boundary.",
             ) from None
         try:
             yield _form_body(form.multi_items())
         finally:
             await form.close()
     else:
-        yield Body(await read_json(request))
+        yield Body(await read_json(request, " or multipart/form-data"))
 
 
-async def read_json(request: Request) -> dict[str, Any]:
-    """A JSON object; `{}` for an empty body."""
+async def read_json(request: Request, or_else: str = "") -> dict[str, Any]:
+    """A JSON object; `{}` for an empty body. `or_else`: what is read there too, for the message."""
     kind = media_type(request)
     body = await read_bytes(request)
     start = bytes(body[:64]).lstrip()
     # curl -d says that JSON is a form; a script that sets no type means JSON too.
     untold = kind in ("", "application/x-www-form-urlencoded") and start[:1] in (b"{", b"")
     if not untold and kind != "application/json" and not kind.endswith("+json"):
-        forms = "" if kind == "multipart/form-data" else " or multipart/form-data"
         raise UnsupportedMedia(
-            f"Content-Type {kind[:100]!r} is not accepted here.", f"Send application/json{forms}."
+            f"Content-Type {kind[:100]!r} is not accepted here.", f"Send application/json{or_else}."
         )
     if not body:
         return {}

@@ -99,6 +99,11 @@ async def keep_input(api: Api, owner: str | None, declared: Input, source: Sourc
         return await _stored_image(api, owner, source)
     limit = api.settings.max_upload_bytes
     if source.how == "url":
+        if isinstance(source.value, Long):
+            raise BadRequest(
+                f"`{source.name}_url` is longer than any address.",
+                f"Send files and data URLs as `{source.name}`.",
+            )
         if not isinstance(source.value, str):
             raise BadRequest(f"`{source.name}_url` is not text.", "Send an http(s) URL.")
         from polypod.pictures.fetch import fetch  # brings httpx, which few requests need

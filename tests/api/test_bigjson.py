@@ -17,6 +17,7 @@ def test_long_strings_are_cut_out_wherever_they_are() -> None:
     found = bigjson.loads(json.dumps(document).encode())
     assert isinstance(found["image"], bigjson.Long)
     assert found["c"] == "short"
+    assert str(found["image"]) == "x" * 100  # in messages
     assert bigjson.plain(found) == document
 
 

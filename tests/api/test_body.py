@@ -40,6 +40,14 @@ def test_other_bodies_are_refused(
 def test_a_form_where_only_json_is_read_is_not_told_to_send_a_form(server: Server) -> None:
     answer = server.client.post("/v2/stub/run", files={"image": make_picture()})
     assert answer.status_code == 400 and answer.json()["hint"] == "Send application/json."
+    text = server.client.post("/v2/stub/run", content=b"x", headers={"content-type": "text/plain"})
+    assert text.json()["hint"] == "Send application/json."
+
+
+def test_a_file_sent_as_a_field_is_told_what_it_lacks(server: Server) -> None:
+    field = {"image": (None, b"x" * (46 << 20), "image/png")}  # no file name
+    answer = server.client.post("/generate", files=field)
+    assert answer.status_code == 400 and "file name" in answer.json()["hint"]
 
 
 def test_a_form_that_breaks_off(server: Server) -> None:

@@ -171,6 +171,7 @@ def test_unusual_modes_are_accepted(server: Server, mode: str) -> None:
         ({"image": ["x"]}, 400, "`image` is not text"),
         ({"image_url": 5}, 400, "`image_url` is not text"),
         ({"image_url": "ftp://example.org/a"}, 422, "http"),
+        ({"image_url": "data:image/png;base64," + "A" * 40_000}, 400, "data URLs as `image`"),
         ({"image_id": "no-such"}, 400, "`image_id`"),
         ({"image_id": "ab12"}, 404, "POST /images"),
         ({"image": b64(PNG), "maks": "x"}, 422, "Did you mean 'mask'"),
