@@ -261,7 +261,7 @@ class Watch:
     def _unwell(self, health: Mapping[str, Any]) -> None:
         """It says that it cannot work. While it starts anew its jobs are left to it."""
         reason = "; ".join(map(str, health.get("reasons") or ()))
-        if not self._endpoint.takes_jobs:
+        if self._endpoint.state not in ("ready", "draining"):
             self._endpoint.set_state("starting", reason)
         elif health["status"] == "degraded":
             now = time.monotonic()

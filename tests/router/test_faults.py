@@ -318,6 +318,19 @@ def test_it_says_itself_that_it_cannot_work(scene):
     scene.first_is_back()
 
 
+def test_what_is_to_be_removed_stays_so_whatever_it_says_of_itself(scene):
+    job = scene.job_on_first(seconds=2)
+    assert scene.router.client.delete("/endpoints/first").status_code == 202
+    told = scene.network.told
+    scene.network.lie("/health", change=degraded)
+    until(lambda: scene.network.told > told, LIMIT_S)
+    scene.network.heal()
+    scene.done_once(job)
+    until(lambda: "first" not in scene.router.client.get("/endpoints").text, LIMIT_S)
+    scene.router.client.post("/endpoints", json={"id": "first", "url": scene.network.url})
+    scene.first_is_back()
+
+
 def without_assets(stream: bytes) -> bytes:
     return re.sub(rb'"assets":\[.*?\]', b'"assets":[]', stream)
 
