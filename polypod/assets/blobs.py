@@ -138,7 +138,7 @@ class Blobs:
         return not self._unsynced.isdisjoint(digests)
 
     def recover(self) -> bool:
-        """At the start: whether a loss of power may have undone some of what was `relayed`.
+        """At the start: whether a loss of power may have undone some of what was not synced.
 
         Then every file is read, and removed if it is not whole.
         """
@@ -168,6 +168,7 @@ class Blobs:
         with self._naming, contextlib.suppress(FileNotFoundError):
             if unused_since is None or path.stat().st_mtime <= unused_since:
                 path.unlink()
+                self._unsynced.discard(digest)
                 return True
         return False
 
@@ -251,9 +252,9 @@ class Blobs:
 
     def _note_unsynced(self, digest: str) -> None:
         """Before its name is there for others, who take what they find for durable."""
-        mark = self.root / UNSYNCED
         if self._durable:
             return
+        mark = self.root / UNSYNCED
         if not (self._unsynced or mark.exists()):
             with mark.open("x") as file:
                 file.write(_boot_id())
