@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import errno
+import gzip
 import hashlib
 import importlib.util
 import inspect
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 import polypod
-from polypod.client import ApiError, Damaged, JobFailed, Unreachable
+from polypod.client import ApiError, ClientError, Damaged, JobFailed, Unreachable
 from polypod.client.calls import Call, Server
 from polypod.client.commands import Backoff
 from polypod.client.fetch import Arriving
@@ -237,6 +238,31 @@ def test_something_else_at_the_address(client, service):
     service.breaks("/models", status=200, body=b"<html>")
     with pytest.raises(ApiError, match="not a polypod service"):
         client.models()
+
+
+@pytest.mark.parametrize("body", [b"[]", b'"ok"', b"{}", b'{"status": 5, "jobs": 1, "name": 1}'])
+def test_another_kind_of_service_that_speaks_json(client, service, body):
+    service.breaks("", status=200, body=body, times=99)
+    calls = ("generate", PICTURE), ("job", "a"), ("cancel", "a"), ("upload_image", PICTURE)
+    for name, *more in (*calls, ("models",), ("add_endpoint", "http://a"), ("endpoints",)):
+        with pytest.raises(ApiError, match="not that of a polypod service"):
+            getattr(client, name)(*more)
+    with pytest.raises(ApiError, match="not that of a polypod service"):
+        list(client.jobs())
+
+
+@pytest.mark.parametrize("packed", ["", "gzip"])
+def test_an_answer_without_end_is_not_read_to_the_end(client, service, packed):
+    endless = gzip.compress(b"[" * (65 << 20), 1) if packed else b"[" * (65 << 20)
+    service.breaks("/models", status=200, body=endless, headers={"content-encoding": packed})
+    with pytest.raises(ClientError, match="larger than 64 MiB"):
+        client.models()
+
+
+def test_an_answer_that_cannot_be_unpacked(connect, service):
+    service.breaks("/models", status=200, body=b"[]", headers={"content-encoding": "gzip"})
+    with pytest.raises(Unreachable, match="incorrect header"):
+        connect(service.url, patience_s=0).models()
 
 
 # --- following ------------------------------------------------------------------------------------
@@ -545,6 +571,35 @@ def test_a_proxy_from_the_environment_is_not_asked_for_this_machine(connect, ser
     assert connect(service.url).health().status == "healthy"
 
 
+def test_a_key_from_a_file_ends_with_a_line_break(connect):
+    with SmallService(key="secret") as service:
+        assert connect(service.url, api_key="secret\n").models()
+        for odd in ("sec\nret", "sécret"):
+            with pytest.raises(ValueError, match="holds characters") as caught:
+                connect(service.url, api_key=odd)
+            assert "ret" not in str(caught.value)
+
+
+def test_a_header_that_cannot_be_sent_is_told_at_once(client, service):
+    with pytest.raises(Unreachable, match="Illegal header"):
+        client.generate(PICTURE, idempotency_key="a\nb")
+    assert not service.seen
+
+
+def test_a_password_in_the_address_is_not_shown(connect, service):
+    url = service.url.replace("://", "://me:hunter2@")
+    assert connect(url).health()
+    with pytest.raises(Unreachable) as caught:
+        connect("http://me:hunter2@127.0.0.1:9", patience_s=0).health()
+    assert "hunter2" not in f"{caught.value} {caught.value.url}"
+
+
+def test_a_proxy_that_cannot_be_used_is_told(connect, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    with pytest.raises(ValueError, match="proxy that the environment names"):
+        connect("http://127.0.0.1:8000")
+
+
 def test_addresses():
     server = Server("http://host:8/pre", "k")
     assert server.resolve("/job/1") == "http://host:8/pre/job/1"
@@ -556,8 +611,9 @@ def test_addresses():
         assert "Authorization" not in server.sign(Call("GET", url)).headers
     assert Server.of("localhost:8000", "").url == "http://localhost:8000"
     assert "secret" not in repr(Server("http://host", "secret"))
-    with pytest.raises(ValueError):
-        Server.of("ftp://host", None)
+    for url in ("ftp://host", "host:port", "host:99999", "http://[::1", "host/?a", "a\0"):
+        with pytest.raises(ValueError, match="is not the address"):
+            Server.of(url, None)
 
 
 # --- the parts ------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ Each command imports what it needs when it runs, so that help and completion com
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -83,8 +82,8 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show and exit.")
     ] = False,
 ) -> None:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text: as on stderr
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(errors="backslashreplace")  # a file's name need not be text: as on stderr
 
 
 @app.command(

@@ -29,7 +29,7 @@ from polypod.client.commands import (
 )
 from polypod.client.errors import JobFailed
 from polypod.client.fetch import Arriving, fetch
-from polypod.client.transport import client_options, lost, past_proxies, request_options
+from polypod.client.transport import add, connected, lost, request_options
 from polypod.client.views import (
     Download,
     Event,
@@ -62,9 +62,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._context = Context(Server.of(url, api_key), patience_s, silence_s)
-        self._http = httpx.AsyncClient(
-            transport=transport, mounts=past_proxies(transport), **client_options(timeout_s)
-        )
+        self._http = connected(httpx.AsyncClient, transport, timeout_s)
 
     async def generate(
         self,
@@ -251,7 +249,7 @@ class AsyncClient:
                         continue
                     try:
                         answer = await connection.do(command)
-                    except httpx.TransportError as error:
+                    except (httpx.RequestError, httpx.InvalidURL) as error:
                         failure = lost(error)
                     except Exception as error:
                         failure = error
@@ -299,7 +297,10 @@ class _Connection:
             self._open, self._chunks = response, response.aiter_raw()
             return Reply(response.status_code, response.headers)
         async with contextlib.aclosing(response):
-            return Reply(response.status_code, response.headers, await response.aread())
+            body = bytearray()
+            async for chunk in response.aiter_bytes():
+                add(body, chunk)
+            return Reply(response.status_code, response.headers, bytes(body))
 
     async def aclose(self) -> None:
         """No thread works for it any more when it returns."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 from urllib.parse import quote, urljoin, urlsplit
 
 import polypod
-from polypod.client.errors import ApiError
+from polypod.client.errors import ApiError, without_login
 from polypod.client.views import JobView, UploadedImage
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -107,14 +107,26 @@ class Server:
 
     @classmethod
     def of(cls, url: str, api_key: str | None) -> Server:
-        url = url if "://" in url else f"http://{url}"
-        scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
-        if scheme not in ("http", "https") or not host:
+        url = url.strip() if "://" in url else f"http://{url.strip()}"
+        if not _is_address(url):
             raise ValueError(
-                f"{url!r} is not the address of a service; it looks like {DEFAULT_URL}"
+                f"{without_login(url)!r} is not the address of a service; "
+                f"it looks like {DEFAULT_URL}."
             )
         key = os.environ.get("POLYPOD_API_KEY", "") if api_key is None else api_key
+        key = key.strip()  # read from a file, it ends with a line break
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError("The API key holds characters that no key has.")
         return cls(url.rstrip("/"), key)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # such as a port that is no number
+        return False
+    return bool(known) and url.isprintable() and not (parts.query or parts.fragment)
 
 
 def origin(url: str) -> tuple[str, str, int]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from polypod.client.views import JobView
+
+
+def without_login(url: str) -> str:
+    """An address as it may be shown."""
+    return re.sub(r"(?<=://)[^/]*@", "", url)
 
 
 class ClientError(Exception):
@@ -45,8 +51,8 @@ class Unreachable(ClientError):
     """No answer from `url`: nothing listens there, or the network lost it for too long."""
 
     def __init__(self, url: str, reason: str) -> None:
-        super().__init__(f"No answer from {url}: {reason}.", "Is the service running there?")
-        self.url = url
+        self.url = without_login(url)
+        super().__init__(f"No answer from {self.url}: {reason}.", "Is the service running there?")
         self.reason = reason
 
 

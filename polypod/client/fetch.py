@@ -21,7 +21,7 @@ from polypod.client.commands import (
     exchange,
     wait_or_raise,
 )
-from polypod.client.errors import ClientError, Damaged
+from polypod.client.errors import ClientError, Damaged, without_login
 
 WRITTEN_AT_ONCE = 1 << 20
 """Bytes. Hashing and writing them is a thread's work, while more come."""
@@ -171,6 +171,6 @@ def fetch(context: Context, call: Call, file: Arriving) -> Flow[None]:
             yield from wait_or_raise(backoff, call, lost)
     if damage := file.damage():
         raise Damaged(
-            f"{call.url} arrived damaged: {damage}.",
+            f"{without_login(call.url)} arrived damaged: {damage}.",
             "Try again; if it stays so, something between here and the service changes it.",
         )

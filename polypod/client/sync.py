@@ -28,7 +28,7 @@ from polypod.client.commands import (
     Sleep,
 )
 from polypod.client.errors import JobFailed
-from polypod.client.transport import client_options, lost, past_proxies, request_options
+from polypod.client.transport import add, connected, lost, request_options
 from polypod.client.views import (
     Download,
     Event,
@@ -61,9 +61,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._context = Context(Server.of(url, api_key), patience_s, silence_s)
-        self._http = httpx.Client(
-            transport=transport, mounts=past_proxies(transport), **client_options(timeout_s)
-        )
+        self._http = connected(httpx.Client, transport, timeout_s)
 
     def generate(
         self,
@@ -237,7 +235,7 @@ class Client:
                     continue
                 try:
                     answer = connection.do(command)
-                except httpx.TransportError as error:
+                except (httpx.RequestError, httpx.InvalidURL) as error:
                     failure = lost(error)
                 except Exception as error:
                     failure = error
@@ -266,7 +264,10 @@ class _Connection:
             self._open, self._chunks = response, response.iter_raw()
             return Reply(response.status_code, response.headers)
         with contextlib.closing(response):
-            return Reply(response.status_code, response.headers, response.read())
+            body = bytearray()
+            for chunk in response.iter_bytes():
+                add(body, chunk)
+            return Reply(response.status_code, response.headers, bytes(body))
 
     def close(self) -> None:
         if self._open:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -240,9 +240,3 @@ def _finite(text: str) -> float:
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text[:20]} is no number.")
-
-
-def documents(raw: object, key: str) -> Sequence[Json]:
-    """The list in an answer that is the list itself or holds it under `key`."""
-    found: object = cast(Json, raw).get(key, []) if isinstance(raw, Mapping) else raw
-    return cast(Sequence[Json], found)
