@@ -146,10 +146,12 @@ class SharedEngine(Engine):
     async def _follow(self) -> None:
         log.warning("another router leads now")
         self._leads = False
+        ran = list(self.queue.processing)
         if self._house:
             self._house.cancel()
         self._dispatcher.follow()
         await self._hear_anew()
+        await self.store.routers.was_only_late(ran)
 
     # The mirror of the queue
 

@@ -281,3 +281,26 @@ async def test_who_leads_no_more_wakes_no_pod_and_stops_none(
     scaler.step(100.0)
     assert pods.asked == ["wake one-1"]
     await engine.stop()
+
+
+async def test_a_lead_that_was_lost_by_a_mere_pause_is_no_death_that_jobs_are_to_blame_for(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    def seen(what: str) -> list[Any]:
+        with psycopg.connect(postgres_url) as connection:
+            return [row[0] for row in connection.execute(f"SELECT {what} FROM jobs ORDER BY seq")]
+
+    async with joined(postgres_url) as other, running(postgres_url, tmp_path) as engine:
+        await until(lambda: engine.leads)
+        jobs = [await submitted(other) for _ in range(2)]
+        await until(lambda: engine.queue.queued == 2)
+        engine.began(engine.queue.lives[jobs[0].id], time.time())
+        await until(lambda: seen("status") == ["processing", "queued"])
+        taken = None
+        while taken is None:  # it may renew its lease in that moment
+            run(postgres_url, f"UPDATE routers SET expires_at = 0 WHERE id = '{engine.id}'")
+            taken = await other.routers.lead()
+        run(postgres_url, "UPDATE routers SET expires_at = expires_at + 3600 WHERE leads")
+        assert [job.server_deaths for job in taken] == [1, 0]
+        await until(lambda: not engine.leads)
+        await until(lambda: seen("server_deaths") == [0, 0])

@@ -170,6 +170,15 @@ class Routers:
         # read afterwards: a reader that is stopped half-way holds its transaction's locks for ever
         return await self.unfinished() if await self._write(work) else None
 
+    async def was_only_late(self, ids: Collection[str]) -> None:
+        """These jobs ran as another router took the lead from this one, which has not died."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(sql.FORGIVE_ONE_DEATH, {"job_ids": list(ids)})
+
+        if ids:
+            await self._write(work)
+
     async def leave(self) -> None:
         """Gives up what it leads, at once."""
 

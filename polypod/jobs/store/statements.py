@@ -154,6 +154,12 @@ TAKE_OVER = (
 )
 PUT_BACK = update(jobs).where(*_this_attempt).values(status="queued", started_at=null())
 FORGIVE_SERVER_DEATHS = update(jobs).where(_this_job).values(server_deaths=0)
+FORGIVE_ONE_DEATH = (
+    update(jobs)
+    .where(jobs.c.id.in_(bindparam("job_ids", expanding=True)), _unfinished)
+    .where(jobs.c.server_deaths > 0)
+    .values(server_deaths=jobs.c.server_deaths - 1)
+)
 IS_THIS_END = select(jobs.c.seq).where(
     _this_job,
     jobs.c.attempt == bindparam("this_attempt"),
