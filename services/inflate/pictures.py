@@ -18,15 +18,16 @@ class BadInput(Exception):
         self.hint = hint
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """BGRA, uint8, at most `PICTURE_SIZE` pixels on the longer side."""
+def read_picture(path: Path, least: int = 1) -> np.ndarray:
+    """BGRA, uint8, at most `PICTURE_SIZE` pixels on the longer side; `least` is for the file's."""
     picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if picture is None or picture.dtype != np.uint8:
         raise BadInput("The picture cannot be read.", "Send a PNG, JPEG or WebP picture.")
-    if min(picture.shape[:2]) < 16:
+    if min(picture.shape[:2]) < least:
         raise BadInput(
             f"The picture has only {picture.shape[1]} x {picture.shape[0]} pixels.",
-            "Send one of at least 16 x 16 pixels; 512 or more on the longer side look good.",
+            f"Send one of at least {least} x {least} pixels; 512 or more on the longer side look "
+            "good.",
         )
     channels = 1 if picture.ndim == 2 else picture.shape[2]
     convert = {1: cv2.COLOR_GRAY2BGRA, 3: cv2.COLOR_BGR2BGRA}.get(channels)

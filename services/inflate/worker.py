@@ -34,7 +34,7 @@ def run(stage: str, state: dict, job) -> None:
 def cutout(state: dict, job) -> None:
     """Writes `input.png`: the object alone, cropped to it with a transparent margin."""
     job.progress(0.0, "Reading the picture")
-    picture = read_picture(job.inputs["image"])
+    picture = read_picture(job.inputs["image"], least=16)
     colour, alpha = picture[..., :3], picture[..., 3]
     smallest = 0.01  # parts below this share of the largest one's area are dropped
     if "mask" in job.inputs:
@@ -45,7 +45,9 @@ def cutout(state: dict, job) -> None:
     alpha = drop_specks(alpha, smallest)
     job.progress(0.7, "Cropping")
     rows, columns = (np.flatnonzero((alpha > 127).any(axis)) for axis in (1, 0))
-    if min(len(rows), len(columns)) < 2:
+    if not len(rows) and "mask" in job.inputs:
+        raise BadInput("The mask is empty.", "Send one that is white where the object is.")
+    if not len(rows):
         raise BadInput(
             "The silhouette is empty: nothing in the picture is opaque.",
             "Send a picture of one object, before a plain background or a transparent one.",

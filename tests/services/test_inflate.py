@@ -223,6 +223,9 @@ def test_mask_takes_the_place_of_the_cut_out(tmp_path: Path) -> None:
     with pytest.raises(worker.BadInput, match="differ in shape") as caught:
         run(tmp_path / "bad", {"image": PHOTO, "mask": mask})
     assert "1024 x 966" in caught.value.hint
+    cv2.imwrite(str(mask), np.zeros((966, 1024), np.uint8))
+    with pytest.raises(worker.BadInput, match="mask is empty"):
+        run(tmp_path / "black", {"image": PHOTO, "mask": mask})
 
 
 @pytest.mark.parametrize(
@@ -251,6 +254,24 @@ def test_hair_is_too_thin(tmp_path: Path) -> None:
         run(tmp_path / "low", image, resolution=64)
     assert "resolution" in caught.value.hint
     assert run(tmp_path / "high", image, resolution=600).mesh.is_watertight
+
+
+@pytest.mark.parametrize(("width", "height"), [(2, 2), (5, 60), (7, 7)])
+def test_an_object_may_be_smaller_than_a_picture_must_be(
+    tmp_path: Path, width: int, height: int
+) -> None:
+    alpha = np.zeros((400, 400))
+    alpha[200 : 200 + height, 200 : 200 + width] = 1
+    mesh = run(tmp_path, save(tmp_path / "small.png", alpha=alpha)).mesh
+    assert mesh.is_watertight
+    assert mesh.extents[0] == pytest.approx(width / height, abs=0.01)
+
+
+def test_one_row_of_pixels_is_thin_and_not_empty(tmp_path: Path) -> None:
+    alpha = np.zeros((64, 64))
+    alpha[30, 10:50] = 1
+    with pytest.raises(worker.BadInput, match="too thin"):
+        run(tmp_path, save(tmp_path / "row.png", alpha=alpha))
 
 
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
