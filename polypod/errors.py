@@ -98,6 +98,10 @@ class DiskFull(Unavailable):
     """There is no room for what must be kept."""
 
 
+class BudgetFull(Unavailable):
+    """The disk budget is used up by what must stay; `extra` holds `used_bytes` and the budget."""
+
+
 class Timeout(Problem):
     """The answer did not come in time; the job goes on."""
 

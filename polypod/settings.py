@@ -155,8 +155,9 @@ class Settings(BaseSettings):
     disk_budget_bytes: int | None = Field(
         None,
         ge=0,
-        description="Stage outputs, then old results, are removed above this; 0: no limit. Not set:"
-        " 20 GiB in a folder, no limit in a bucket.",
+        description="Above this stage outputs, then old results and inputs, are removed; once that"
+        " is not enough, new jobs are refused. 0: no limit. Not set: 20 GiB in a folder, no limit"
+        " in a bucket.",
     )
 
     @field_validator("api_keys", "cors_origins", mode="before")

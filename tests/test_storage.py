@@ -420,7 +420,8 @@ def test_retention_marks_first_and_removes_after_the_life_of_a_url(
         ages = {"keep_results_s": 10 * DAY, "keep_stages_s": 1.0}
         settings = engine.settings.model_copy(update=ages)
         in_hand: set[str] = set()
-        sweeper = Sweeper(settings, engine.store, blobs, set, lambda: in_hand, engine.forgot)
+        parts = (settings, engine.store, blobs, set, lambda: in_hand, engine.forgot)
+        sweeper = Sweeper(*parts, engine.budget)
 
         def sweep() -> int:
             return server.on_loop(lambda: sweeper.sweep(time.time() + 20 * DAY))

@@ -104,6 +104,10 @@ HEALTH = _object(
     {
         "status": {"type": "string", "enum": ["healthy", "starting", "degraded"]},
         "model_loaded": {"type": "boolean"},
+        "refuses": {
+            **_or_null(TEXT),
+            "description": "Why no new jobs are taken for now, while all else goes on.",
+        },
         "queue": {"$ref": "#/components/schemas/Queue"},
         "slots": {"type": "array", "items": ANY_OBJECT},
         "api": {"type": "integer", "description": "Major version of this API."},

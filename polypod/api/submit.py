@@ -68,6 +68,7 @@ async def continue_job(api: Api, request: Request) -> Response:
 @needs(GENERATE)
 async def store_image(api: Api, request: Request) -> Response:
     """POST /images: a picture as multipart, JSON or the body itself."""
+    await api.engine.check_room()
     kind = media_type(request)
     if kind.startswith("image/") or kind == "application/octet-stream":
         data = bytes(await read_bytes(request))
@@ -166,6 +167,7 @@ async def submit_body(api: Api, request: Request, body: Body, priority: int = 0)
     given = rest if body.typed else parameters.from_form(model, rest)
     resolved = parameters.resolve(model, given)
     model.plan(resolved, until)
+    await api.engine.check_room(model.name, owner_of(request), key)
     inputs = await _keep_inputs(api, seen_owner(request), model.inputs, sources)
     return await api.submit(
         request,

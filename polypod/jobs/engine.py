@@ -21,6 +21,7 @@ from polypod import __version__, logs, metrics, tracing
 from polypod.assets.storage import BlobStore, make_durable, open_blobs, path_of
 from polypod.background import Background
 from polypod.errors import BadInput, NotFound, Problem, Unavailable
+from polypod.jobs.budget import Budget
 from polypod.jobs.derived import Derived
 from polypod.jobs.describe import describe_asset, describe_job, with_urls
 from polypod.jobs.estimates import Estimates
@@ -101,6 +102,7 @@ class Engine:
         self.events = EventHub()
         self.blobs: BlobStore
         self.store: Store
+        self.budget: Budget
         self.derived: Derived
         self.runner: Runner
         self.webhooks: Sender
@@ -134,7 +136,11 @@ class Engine:
         self.runner = self._make_runner(self)
         await self.runner.start()
         self.webhooks = Sender(self.store, settings, self._show)
+        self.budget = Budget(
+            settings, self.store, self.blobs, self._pinned, self.forgot, lambda: self.leads
+        )
         await self._begin()
+        self._background.run(self.budget.run())
         await self.webhooks.start()
         self._started = True
 
@@ -147,10 +153,8 @@ class Engine:
         for job in unfinished:
             self._take_over(job)
         self.runner.lead()
-        sweeper = Sweeper(
-            self.settings, self.store, self.blobs, self._pinned, self._in_hand, self.forgot
-        )
-        return self._background.run(sweeper.run())
+        parts = (self.settings, self.store, self.blobs, self._pinned, self._in_hand, self.forgot)
+        return self._background.run(Sweeper(*parts, self.budget).run())
 
     async def stop(self) -> None:
         self._stopping = True
@@ -189,6 +193,7 @@ class Engine:
 
         Raises:
             QueueFull, Conflict: see `Store.submit`.
+            BudgetFull: see `check_room`.
             Unavailable: the service stops, the disk is full, or what the model needs is missing.
             BadInput: it needs more GPU memory than there is.
         """
@@ -217,6 +222,18 @@ class Engine:
         # shielded: a job that is committed is in line too, even if its client has gone
         return await asyncio.shield(self._coming_in(job, submission))
 
+    async def check_room(self, model: str = "", owner: str = "", key: str = "") -> None:
+        """To be asked before a file is kept for a new job.
+
+        Raises BudgetFull where the disk budget is used up, but not for who repeats a request (the
+        idempotency `key`), which makes no new job.
+        """
+        refusal = self.budget.refusal
+        if refusal and not (key and await self.store.has_key(owner, model, key)):
+            if model:
+                metrics.job_refused(model, refusal.code())
+            raise refusal
+
     def _coming_in(self, job: Job, submission: Submission) -> asyncio.Future[Job]:
         """Once for each id: a router repeats what was not answered in time."""
         if job.id in self.queue.lives or job.id in self._finished:
@@ -228,6 +245,7 @@ class Engine:
         return coming
 
     async def _take_in(self, job: Job, submission: Submission) -> Job:
+        await self.check_room(job.model, job.owner, job.idempotency_key)
         if not job.relayed:
             files = [*job.inputs.values(), *(asset.file for asset in job.assets)]
             await make_durable(self.blobs, {file.digest for file in files})
@@ -391,10 +409,12 @@ class Engine:
         """The body of `GET /health`; never waits for anything."""
         idle: dict[str, Any] = {"reasons": [], "model_loaded": False}
         work = self.runner.describe() if self._started else idle
+        refusal = self.budget.refusal if self._started else None
         status = "degraded" if work["reasons"] else "healthy" if self.ready else "starting"
         return {
             "status": status,
             **work,
+            "refuses": refusal and refusal.message,
             "models": list(self.models),
             "queue": self.figures(),
             "api": 1,

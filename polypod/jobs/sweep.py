@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from polypod.assets.storage import BlobStore
+from polypod.jobs.budget import Budget
 from polypod.jobs.store.forget import Forgotten
 from polypod.jobs.store.store import Store
 from polypod.settings import Settings
@@ -37,6 +38,7 @@ class Sweeper:
         pinned: Callable[[], set[str]],
         in_hand: Callable[[], set[str]],
         forgot: Callable[[Forgotten], None],
+        budget: Budget,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -44,6 +46,7 @@ class Sweeper:
         self._pinned = pinned
         self._in_hand = in_hand
         self._forgot = forgot
+        self._budget = budget
 
     async def run(self) -> None:
         while True:
@@ -56,22 +59,14 @@ class Sweeper:
     async def sweep(self, now: float) -> int:
         """Forget and remove; returns how many blobs went. A bucket's are only marked at first."""
         self._forgot(await self._store.expire(now, self._settings, self._pinned()))
-        over = await self._bytes_over_budget()
-        if over > 0:
-            self._forgot(await self._store.evict(over, self._pinned()))
-        unused_since = now - (GRACE_OVER_BUDGET_S if over > 0 else GRACE_S)
+        tight = self._budget.exceeded_since(now - GRACE_S)
+        unused_since = now - (GRACE_OVER_BUDGET_S if tight else GRACE_S)
         old = self._put_before(unused_since)
         removed = 0
         while batch := await asyncio.to_thread(lambda: list(islice(old, BATCH))):
             for digest in await self._store.unreferenced(batch) - self._in_hand():
                 removed += await asyncio.to_thread(self._blobs.delete, digest, unused_since)
         return removed
-
-    async def _bytes_over_budget(self) -> int:
-        budget = self._settings.disk_budget_bytes
-        if budget is None:
-            budget = self._blobs.budget_bytes
-        return await self._store.total_bytes() - budget if budget else 0
 
     def _put_before(self, when: float) -> Iterator[str]:
         return (digest for digest, _, put_at in self._blobs.digests() if put_at <= when)

@@ -342,7 +342,7 @@ class Dispatcher:
         return [
             Offer(e.id, _served(e.models), len(e.jobs), self._free_in_s(e), e.vram_gb)
             for e in self.endpoints.values()
-            if e.takes_jobs
+            if e.takes_new_jobs
         ]
 
     def _free_in_s(self, endpoint: Endpoint) -> float:

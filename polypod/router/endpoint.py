@@ -120,6 +120,11 @@ class Endpoint:
         return self.state == "ready"
 
     @property
+    def takes_new_jobs(self) -> bool:
+        """Those that it has go on where it does not."""
+        return self.takes_jobs and not self.health.get("refuses")
+
+    @property
     def shown_state(self) -> str:
         """`busy`: ready, and it has a job to run."""
         return "busy" if self.state == "ready" and self.jobs else self.state
@@ -132,8 +137,7 @@ class Endpoint:
             self.set_state(state, reason)
 
     def set_state(self, state: State, reason: str = "") -> None:
-        # may be the pod's own words, and goes to a terminal
-        reason = "".join(c if c.isprintable() else " " for c in reason[:MOST_REASON])
+        reason = _shown(reason)
         if self.state != state:
             log.info("endpoint %s: %s %s", self.id, state, reason)
             self.since = time.time()
@@ -155,7 +159,7 @@ class Endpoint:
             "provider": self.known.provider,
             "models": sorted(self.models) or list(self.known.models),
             "state": self.shown_state,
-            "reason": self.reason or None,
+            "reason": self.reason or _shown(self.health.get("refuses") or "") or None,
             "jobs": sorted(self.jobs),
             "queue": self.health.get("queue"),
             "slots": self.health.get("slots"),
@@ -213,6 +217,7 @@ class Watch:
         if health["api"] != API_MAJOR:
             self._lose("unusable", f"It speaks protocol {health['api']}, not {API_MAJOR}.")
             return
+        refused = bool(endpoint.health.get("refuses"))
         endpoint.health, endpoint.life = health, str(health.get("instance_id") or "")
         before, self._store_id = self._store_id, endpoint.store_id or self._store_id
         if before and before != self._store_id:
@@ -227,6 +232,8 @@ class Watch:
             endpoint.failures = 0
         if endpoint.state != "draining" and not (endpoint.takes_jobs and self._knows_its_cards):
             await self._learn()
+        elif refused and endpoint.takes_new_jobs:
+            self._came(endpoint)
 
     @property
     def _knows_its_cards(self) -> bool:
@@ -290,11 +297,17 @@ class _Health(BaseModel):
     version: str | None = None
     store_id: str | None = None
     instance_id: str | None = None
+    refuses: str | None = None
 
 
 def backoff_s(failures: int) -> float:
     """How long an endpoint is left alone after it failed once more."""
     return min(FIRST_BACKOFF_S * 2.0**failures, MOST_BACKOFF_S)
+
+
+def _shown(words: str) -> str:
+    """What may be the pod's own words, and goes to a terminal."""
+    return "".join(c if c.isprintable() else " " for c in words[:MOST_REASON])
 
 
 def words(error: BaseException) -> str:

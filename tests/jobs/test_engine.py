@@ -563,7 +563,7 @@ def test_the_sweeper_leaves_what_a_waiting_job_will_read(tmp_path):
         await until(lambda: live.done)
         await engine.store.forget_stage(live.kept[0].key)
         parts = (engine.settings, engine.store, engine.blobs, engine._pinned, engine._in_hand)
-        await Sweeper(*parts, engine.forgot).sweep(time.time() + 2 * GRACE_S)
+        await Sweeper(*parts, engine.forgot, engine.budget).sweep(time.time() + 2 * GRACE_S)
         there = engine.blobs.here(live.files["prepared.json"].digest)
         await engine.cancel(long)
         return there

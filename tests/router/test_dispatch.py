@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import pytest
 
@@ -200,6 +201,29 @@ def test_a_router_is_no_endpoint_of_its_own(tmp_path):
         until(lambda: router.endpoints()["self"]["reason"] == "It is this router itself.")
         jobs = [router.submit(PICTURE)["job_id"] for _ in range(3)]
         assert {router.ended(job)["status"] for job in jobs} == {"completed"}
+
+
+def test_a_pod_whose_disk_budget_is_used_up_gets_no_jobs_until_it_has_room(tmp_path):
+    with fleet(tmp_path, pods=2) as (router, first, second):
+        fill(first, 1)
+        jobs = [router.submit(PICTURE)["job_id"] for _ in range(2)]
+        assert {router.ended(job)["status"] for job in jobs} == {"completed"}
+        until(lambda: "disk budget" in (router.endpoints()["pod0"]["reason"] or ""))
+        assert router.state("pod0") == "ready"
+
+        fill(second, 1)
+        until(lambda: all(e["reason"] for e in router.endpoints().values()))
+        waiting = router.submit(PICTURE)["job_id"]
+        assert router.job(waiting)["status"] == "queued"
+        fill(first, 1 << 40)
+        assert router.ended(waiting)["status"] == "completed"
+
+
+def fill(pod, budget_bytes):
+    """It has a picture that was stored just now, and this disk budget."""
+    pod.client.post("/images", content=PICTURE, headers={"Content-Type": "image/png"})
+    pod.engine.budget._most = budget_bytes
+    pod.on_loop(lambda: pod.engine.budget.look(time.time()))
 
 
 def test_what_waits_behind_another_goes_to_an_endpoint_that_has_nothing_to_do(tmp_path):

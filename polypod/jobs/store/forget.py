@@ -7,7 +7,7 @@ folder, which asks `unreferenced`.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -77,34 +77,48 @@ def _forget(
     found = _oldest(connection, oldest, before, but)
     if found:
         for statement in forget:
-            connection.execute(statement, {"ids": [id_ for id_, _ in found]})
-    return [name for _, name in found]
+            connection.execute(statement, {"ids": [id_ for id_, _, _ in found]})
+    return [name for _, name, _ in found]
 
 
 def _oldest(
     connection: Connection, oldest: Executable, before: float, but: frozenset[str] = frozenset()
-) -> list[tuple[int, str]]:
-    """(row id, name) of at most `BATCH` rows: enough are read that those in `but` leave so many."""
+) -> list[tuple[int | str, str, float]]:
+    """(row id, name, time) of at most `BATCH` rows, also where many are in `but`."""
     rows = connection.execute(oldest, {"before": before, "most": BATCH + len(but)})
-    return list(islice(((row[0], row[1]) for row in rows if row[1] not in but), BATCH))
+    return list(islice(((row[0], row[1], row[2]) for row in rows if row[1] not in but), BATCH))
 
 
-async def evict(hand_over: HandOver, bytes_over: int, pinned: frozenset[str]) -> Forgotten:
+@dataclass(frozen=True)
+class _Kind:
+    """What can be forgotten for the budget: statements that find it, its files, and forget it."""
+
+    oldest: Executable
+    files: Executable
+    forget: tuple[Executable, ...]
+
+
+_STAGES = {"stages": _Kind(sql.OLD_STAGES, sql.KEPT_FILES, (sql.FORGET_STAGES,))}
+_OF_USERS = {
+    "results": _Kind(
+        sql.EVICTED_RESULTS, sql.OUTPUT_FILES, (sql.FORGET_OUTPUTS, sql.MARK_OUTPUTS_GONE)
+    ),
+    "inputs": _Kind(sql.OLD_INPUTS, sql.INPUT_FILES, (sql.FORGET_INPUTS, sql.MARK_INPUTS_GONE)),
+    "images": _Kind(sql.OLD_IMAGES, sql.IMAGE_FILES, (sql.FORGET_IMAGES,)),
+}
+"""By the field of `Forgotten` that tells of them."""
+
+
+async def evict(
+    hand_over: HandOver, bytes_over: int, pinned: frozenset[str], before: float
+) -> Forgotten:
     forgotten = Forgotten()
-    stages = partial(
-        _evict, oldest=sql.OLD_STAGES, files=sql.KEPT_FILES, forget=[sql.FORGET_STAGES], but=pinned
-    )
-    results = partial(
-        _evict,
-        oldest=sql.EVICTED_RESULTS,
-        files=sql.OUTPUT_FILES,
-        forget=[sql.FORGET_OUTPUTS, sql.MARK_OUTPUTS_GONE],
-        but=frozenset[str](),
-    )
-    for work, names in ((stages, forgotten.stages), (results, forgotten.results)):
+    for kinds, until in ((_STAGES, math.inf), (_OF_USERS, before)):
+        work = partial(_evict, kinds=kinds, before=until, but=pinned)
         while bytes_over > 0:
             batch, freed = await hand_over(partial(work, bytes_over=bytes_over))
-            names += batch
+            for kind, name in batch:
+                getattr(forgotten, kind).append(name)
             bytes_over -= freed
             if not batch:
                 break
@@ -114,22 +128,27 @@ async def evict(hand_over: HandOver, bytes_over: int, pinned: frozenset[str]) ->
 def _evict(
     connection: Connection,
     bytes_over: int,
-    oldest: Executable,
-    files: Executable,
-    forget: Iterable[Executable],
+    kinds: Mapping[str, _Kind],
+    before: float,
     but: frozenset[str],
-) -> tuple[list[str], int]:
+) -> tuple[list[tuple[str, str]], int]:
     """Forgets one after the other until enough is free; returns what it forgot and the bytes."""
-    gone: list[str] = []
+    gone: list[tuple[str, str]] = []
     freed = 0
-    for id_, name in _oldest(connection, oldest, math.inf, but):
+    found = [
+        (at, kind, id_, name)
+        for kind, how in kinds.items()
+        for id_, name, at in _oldest(connection, how.oldest, before, but)
+    ]
+    for _, kind, id_, name in sorted(found, key=lambda one: one[0])[:BATCH]:
         if freed >= bytes_over:
             break
-        sizes = {row.digest: row.size for row in connection.execute(files, {"id": id_})}
-        for statement in forget:
+        how = kinds[kind]
+        sizes = {row.digest: row.size for row in connection.execute(how.files, {"id": id_})}
+        for statement in how.forget:
             connection.execute(statement, {"ids": [id_]})
         freed += sum(sizes[digest] for digest in unreferenced(connection, sizes))
-        gone.append(name)
+        gone.append((kind, name))
     return gone, freed
 
 

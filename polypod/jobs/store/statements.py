@@ -292,7 +292,7 @@ _most: BindParameter[Any] = bindparam("most")
 
 
 def _oldest(time: Column[Any], *columns: ColumnElement[Any]) -> Select[Any]:
-    return select(*columns).where(time < _before).order_by(time).limit(_most)
+    return select(*columns, time).where(time < _before).order_by(time).limit(_most)
 
 
 OLD_RESULTS = _oldest(jobs.c.results_at, jobs.c.seq, jobs.c.id)
@@ -321,6 +321,10 @@ _id: BindParameter[Any] = bindparam("id")
 OUTPUT_FILES = select(assets.c.digest, assets.c.size).where(
     assets.c.job == _id, assets.c.kind.in_(OUTPUTS)
 )
+INPUT_FILES = select(assets.c.digest, assets.c.size).where(
+    assets.c.job == _id, assets.c.kind.in_(INPUTS)
+)
+IMAGE_FILES = select(image_files.c.digest, image_files.c.size).where(image_files.c.image == _id)
 KEPT_FILES = select(kept_files.c.digest, kept_files.c.size).where(kept_files.c.kept == _id)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -209,6 +210,11 @@ class Store:
         )
 
     # --- reading jobs
+
+    async def has_key(self, owner: str, model: str, key: str) -> bool:
+        """Whether there is a job with this idempotency key."""
+        values = {"owner": owner, "model": model, "key": key}
+        return await self._read(lambda c: c.execute(sql.JOB_BY_KEY, values).first() is not None)
 
     async def get(self, job_id: str) -> Job | None:
         def question(connection: Connection) -> Job | None:
@@ -445,12 +451,15 @@ class Store:
 
         return await self._writer.hand_over(work)
 
-    async def evict(self, bytes_over: int, pinned: Collection[str] = ()) -> Forgotten:
-        """Forgets the stages that were not used for longest, then the oldest results.
+    async def evict(
+        self, bytes_over: int, pinned: Collection[str] = (), before: float = math.inf
+    ) -> Forgotten:
+        """Forgets the stages that were not used for longest; then, of what ended or came `before`,
+        results, inputs of jobs and images, the oldest first. Unfinished jobs keep what they have.
 
         Stops once blobs of `bytes_over` bytes are pointed to by nothing any more.
         """
-        return await forget.evict(self._writer.hand_over, bytes_over, frozenset(pinned))
+        return await forget.evict(self._writer.hand_over, bytes_over, frozenset(pinned), before)
 
     async def unreferenced(self, digests: Collection[str]) -> set[str]:
         """Those of `digests` that nothing points to: no job, kept stage or image."""

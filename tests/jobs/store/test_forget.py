@@ -113,27 +113,33 @@ async def test_more_than_a_batch_goes_even_behind_many_pinned(store: Store) -> N
     assert forgotten.stages == keys[BATCH:]
 
 
-async def test_eviction_takes_unused_stages_then_the_oldest_results(store: Store) -> None:
+async def test_eviction_takes_unused_stages_then_what_users_have_the_oldest_first(
+    store: Store,
+) -> None:
     first = await a_job(store, "first", 10.0)
     second = await a_job(store, "second", 20.0)
     running = await a_job(store, "running")
     await a_stage(store, running, "b", 2.0)
     await a_stage(store, running, "a", 1.0)
     await a_stage(store, running, "pinned", 0.5)
+    await store.add_image("i", "", {"checked": a_file("image")})  # made now: the newest of all
     assert await store.evict(1, {"pinned"}) == Forgotten(stages=["a"])
     assert await store.evict(150, {"pinned"}) == Forgotten(stages=["b"], results=[first.id])
     assert await store.evict(0, {"pinned"}) == Forgotten()
-    assert await store.evict(10**9, {"pinned"}) == Forgotten(results=[second.id])
+    assert await store.evict(350, {"pinned"}, 20.0) == Forgotten(inputs=[first.id])
+    assert await store.evict(10**9, {"pinned"}, 20.1) == Forgotten(
+        results=[second.id], inputs=[second.id]
+    )
+    assert await store.evict(10**9, {"pinned"}) == Forgotten(images=["i"])
     assert await store.evict(10**9, {"pinned"}) == Forgotten()
-    kept = ["first-in", "first-up", "pinned-file", "running-in", "running-up"]
-    assert await gone(store, *kept) == set()
+    assert await gone(store, "pinned-file", "running-in", "running-up") == set()
 
 
 async def test_a_routers_results_are_not_evicted_before_it_has_them(store: Store) -> None:
     """It deletes the job then. One that never comes back is no reason to keep them for ever."""
     relayed = await a_job(store, "relayed", 10.0, relayed=True)
     own = await a_job(store, "own", 20.0)
-    assert await store.evict(10**9) == Forgotten(results=[own.id])
+    assert await store.evict(10**9) == Forgotten(results=[own.id], inputs=[relayed.id, own.id])
     assert await gone(store, "relayed-out") == set()
     assert (await store.expire(NOW, keep(keep_results_s=0))).results == [relayed.id]
 
@@ -152,9 +158,9 @@ async def test_the_total_falls_by_what_was_evicted(store: Store) -> None:
     for i in range(5):
         await a_job(store, f"j{i}", float(i + 1))
     before = await store.total_bytes()
-    forgotten = await store.evict(350)
-    assert len(forgotten.results) == 2  # two outputs of 100 bytes each
-    assert await store.total_bytes() == before - 400
+    forgotten = await store.evict(550)
+    assert (len(forgotten.results), len(forgotten.inputs)) == (2, 1)  # two files of 100 bytes each
+    assert await store.total_bytes() == before - 600
 
 
 @pytest.mark.parametrize("count", [0, 1, 1700])
