@@ -42,22 +42,37 @@ class Derived:
         self._told = told
         self._room = asyncio.Semaphore(AT_ONCE)
         self._making: dict[tuple[str, str], asyncio.Task[list[Asset]]] = {}
+        self._later: dict[str, tuple[Job, Asset]] = {}
+        """By job: results whose views nobody has asked for yet."""
+        self._preparing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Removes what a server left that was killed at it."""
         await asyncio.to_thread(shutil.rmtree, self._work, ignore_errors=True)
 
     async def stop(self) -> None:
+        self._later.clear()
         making = list(self._making.values())
         for task in making:
             task.cancel()
-        await asyncio.gather(*making, return_exceptions=True)
+        preparing = [self._preparing] if self._preparing else []
+        await asyncio.gather(*making, *preparing, return_exceptions=True)
 
     def prepare(self, job: Job, model: Model) -> None:
-        """Make previews and facts in the background, where the result is a mesh."""
+        """Make previews and facts in the background, where the result is a mesh.
+
+        One after the other, so that who asks for a file waits for one of them, not for all.
+        """
         result = job.asset(model.result_name(job.params))
         if result and _format(result.name) in derive.FORMATS:
-            self._make(job, result, VIEWS[0])
+            self._later[job.id] = job, result
+            if self._preparing is None or self._preparing.done():
+                self._preparing = asyncio.get_running_loop().create_task(self._prepare())
+
+    async def _prepare(self) -> None:
+        while self._later:
+            job, result = self._later.pop(next(iter(self._later)))
+            await asyncio.wait([self._make(job, result, VIEWS[0])])
 
     async def get(self, job: Job, model: Model | None, name: str) -> Asset:
         """The asset `name`, made now if it can be.
@@ -87,6 +102,8 @@ class Derived:
     def _make(self, job: Job, result: Asset, name: str) -> asyncio.Task[list[Asset]]:
         """One computation for each name; all views are one."""
         what = "views" if name in VIEWS else name
+        if what == "views":
+            self._later.pop(job.id, None)
         task = self._making.get((job.id, what))
         if task is None:
             work = self._views(job, result) if what == "views" else self._convert(job, result, name)

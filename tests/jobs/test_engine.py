@@ -539,6 +539,17 @@ def test_views_and_formats_are_made_from_the_result(tmp_path):
     assert run(scenario, tmp_path).kind == "derived"
 
 
+@pytest.mark.parametrize("name", ["model.stl", "view_0.png"])
+def test_who_asks_for_a_file_does_not_wait_for_what_nobody_asked_for(tmp_path, name):
+    async def scenario(engine):
+        jobs = await ended(engine, *[await submit(engine, seed=seed) for seed in range(8)])
+        await engine.asset(jobs[-1], name)
+        stored = [await engine.store.get(job.id) for job in jobs[:-1]]
+        return sum(job.asset("view_0.png") is not None for job in stored)
+
+    assert run(scenario, tmp_path) < 7
+
+
 def test_a_job_deleted_while_its_views_are_made_stays_deleted(tmp_path):
     async def scenario(engine):
         done = await ended(engine, await submit(engine))
