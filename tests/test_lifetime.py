@@ -55,6 +55,7 @@ def test_a_stop_ends_streams_and_waits_and_keeps_the_job(tmp_path: Path) -> None
         for thread in threads:
             thread.join(10)
         assert lines[-1] == "ended", "as a stream ends, not as a broken line"
+        assert "event: stopping" in lines
         assert waits[0].status_code == 503
         assert waits[0].json()["error"] == "The server is stopping."
         assert all_gone(family)

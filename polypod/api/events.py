@@ -25,6 +25,8 @@ MOST_JOBS = 200
 MOST_ENCLOSED = 1 << 16
 """Bytes of a file that comes with an event."""
 
+STOPPING = b"event: stopping\ndata: {}\n\n"
+"""The last word of a server that is told to stop: its jobs wait until it runs again."""
 END = ".end"
 """Marks the id of an event after which nothing comes: a browser that reconnects with it is told
 to stop (204)."""
@@ -77,7 +79,11 @@ class EventStream(Response):
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
         if scope["method"] != "HEAD":
-            await unless_disconnected(receive, self._talk(send))
+            try:
+                await unless_disconnected(receive, self._talk(send))
+            except asyncio.CancelledError:
+                await send({"type": "http.response.body", "body": STOPPING, "more_body": True})
+                raise
         await send({"type": "http.response.body", "body": b""})
 
     async def _talk(self, send: Send) -> None:

@@ -130,6 +130,9 @@ class Errand:
 
     def _tell(self, event: Event, gathering: asyncio.Event) -> JobView:
         live, view = self._live, checked(event.job, self._live)
+        if event.kind == "stopping":
+            live.runs_there = False  # what is stopped in order is no loss that the job may cause
+            return view
         if event.kind == "log":
             self._book.logged(live, _text(event.data.get("line", "")))
             return view

@@ -182,6 +182,18 @@ def test_a_pod_is_killed(scene):
     scene.first_is_back()
 
 
+@pytest.mark.parametrize("number, losses", [(signal.SIGTERM, 0), (signal.SIGKILL, 1)])
+def test_only_a_pod_that_was_not_told_to_stop_counts_as_lost(scene, number, losses):
+    job = scene.job_on_first(seconds=2)
+    live = scene.router.live(job)
+    scene.pods[0].process.send_signal(number)
+    assert scene.done_once(job) == [True, False]
+    assert live.losses == losses
+    scene.pods[0].process.wait()
+    scene.pods[0].start()
+    scene.first_is_back()
+
+
 def test_a_pod_hangs_and_wakes_again(scene):
     job = scene.job_on_first(seconds=2)
     os.kill(scene.pods[0].process.pid, signal.SIGSTOP)
