@@ -98,6 +98,10 @@ class DiskFull(Unavailable):
     """There is no room for what must be kept."""
 
 
+class Busy(Unavailable):
+    """More is being sent to this server at once than its memory is for."""
+
+
 class BudgetFull(Unavailable):
     """The disk budget is used up by what must stay; `extra` holds `used_bytes` and the budget."""
 

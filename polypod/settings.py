@@ -147,6 +147,12 @@ class Settings(BaseSettings):
     )
 
     max_upload_bytes: int = Field(32 * MIB, description="Largest input file, decoded.")
+    max_bodies_bytes: int = Field(
+        256 * MIB,
+        ge=0,
+        description="Largest size of all requests together whose bodies are in memory at once; more"
+        " waits, then gets 503. Small requests always pass.",
+    )
     max_pixels: int = Field(64_000_000, description="Largest picture, width x height.")
     keep_results_s: float = Field(30 * 86400, description="Age at which results are removed.")
     keep_stages_s: float = Field(7 * 86400, description="Age at which stage outputs are removed.")

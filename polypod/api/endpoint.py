@@ -49,6 +49,10 @@ KEY = "polypod.key"
 """Key in the ASGI scope, set by `auth.Auth`: the caller's API key; None for a caller without one
 where keys are asked for (open paths only); not there where there are no keys."""
 
+BODY_DONE = "polypod.body_done"
+"""Key in the ASGI scope, set by `middleware.BodyLimit`: to be called once the request's body is no
+longer in memory, where its answer may take long."""
+
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 _UNUSABLE = {
@@ -93,7 +97,8 @@ class Api:
             await self.keyring.count_submit(key, self.engine.store.routers.count_submit)
 
     async def submit(self, request: Request, submission: Submission) -> Job:
-        """`Engine.submit`, within the limits of the caller's key."""
+        """`Engine.submit`, within the limits of the caller's key. The inputs are kept by now."""
+        request.scope.get(BODY_DONE, lambda: None)()
         key: Key | None = request.scope.get(KEY)
         limit = key.most_queued if key else None
         sent = request.headers.get("traceparent", "")

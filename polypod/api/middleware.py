@@ -5,7 +5,10 @@ Plain ASGI: `for m in middleware(settings, models): service.add_asgi_middleware(
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterable
+from functools import partial
 
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -13,8 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polypod.access.keyring import Keyring
 from polypod.api.auth import Auth
+from polypod.api.endpoint import BODY_DONE
 from polypod.api.problems import problem_response
-from polypod.errors import TooLarge
+from polypod.errors import Busy, TooLarge
 from polypod.model import Model
 from polypod.settings import GIB, MIB, Settings
 
@@ -39,6 +43,9 @@ ANSWER_HEADERS = (
 )
 
 
+SMALL_BODY = 128 * 1024
+"""Bytes of a body that always pass."""
+WAIT_S = 10.0
 MOST_BLOB_BYTES = 4 * GIB
 """Of one file of a job on its way between servers."""
 
@@ -47,7 +54,8 @@ def middleware(
     settings: Settings, models: Iterable[Model], keyring: Keyring | None = None
 ) -> list[Middleware]:
     """The layers, outermost first: refusals, too, can be read by admitted browser apps."""
-    layers = [Middleware(BodyLimit, max_bytes=max_body_bytes(settings, models))]
+    most = max_body_bytes(settings, models)
+    layers = [Middleware(BodyLimit, max_bytes=most, bodies=Bodies(settings.max_bodies_bytes))]
     if settings.auth == "on":
         keyring = keyring or Keyring(settings.api_keys)
         layers.insert(0, Middleware(Auth, keyring=keyring, origins=settings.cors_origins))
@@ -72,12 +80,51 @@ def max_body_bytes(settings: Settings, models: Iterable[Model]) -> int:
     return settings.max_upload_bytes * 4 // 3 * inputs + MIB
 
 
-class BodyLimit:
-    """Answers 413 when a body is larger than `max_bytes`: at once if it says so, else midway."""
+class Bodies:
+    """Bounds what is in memory of all requests' bodies together: `most` bytes, and one body more.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    What comes above that waits for others to be done, and is refused when that takes long. The one
+    that came first never waits, so there is always one that gets done.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = dict[object, int]()
+        """Bytes by body; the oldest is the first."""
+        self._less = asyncio.Event()
+
+    async def take(self, body: object, size: int) -> None:
+        """`size` bytes of the body have come. Raises Busy."""
+        if size <= SMALL_BODY:
+            return
+        self._held[body] = size
+        end = time.monotonic() + WAIT_S
+        while sum(self._held.values()) > self._most and next(iter(self._held)) is not body:
+            try:
+                await asyncio.wait_for(self._less.wait(), end - time.monotonic())
+            except asyncio.TimeoutError:
+                raise Busy(
+                    "More is being sent to this server at once than it has memory for.",
+                    "Try again in a few seconds. Who runs it: POLYPOD_MAX_BODIES_BYTES may be"
+                    " larger where there is more memory.",
+                    retry_after_s=5,
+                ) from None
+
+    def done(self, body: object) -> None:
+        """It is in memory no longer."""
+        if self._held.pop(body, None):
+            self._less.set()
+            self._less = asyncio.Event()
+
+
+class BodyLimit:
+    """Answers 413 when a body is larger than `max_bytes`: at once if it says so, else midway; and
+    503 when all `bodies` together are too large."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int, bodies: Bodies) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         declared = _declared_length(scope) if scope["type"] == "http" else 0
@@ -92,13 +139,17 @@ class BodyLimit:
     async def _counted(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
         count = 0
         started = False
+        body, streamed = object(), _brings_file(scope)
 
         async def counted() -> Message:
             nonlocal count
             message = await receive()
-            count += len(message.get("body", b""))
-            if count > most:
-                raise _too_large(most)
+            if chunk := message.get("body", b""):
+                count += len(chunk)
+                if count > most:
+                    raise _too_large(most)
+                if not streamed:
+                    await self._bodies.take(body, count)
             return message
 
         async def noted(message: Message) -> None:
@@ -106,12 +157,15 @@ class BodyLimit:
             started = True
             await send(message)
 
+        scope[BODY_DONE] = partial(self._bodies.done, body)
         try:
             await self._app(scope, counted, noted)
-        except TooLarge as problem:
+        except (TooLarge, Busy) as problem:
             if started:
                 raise
             await problem_response(problem)(scope, receive, send)
+        finally:
+            self._bodies.done(body)
 
 
 def _brings_file(scope: Scope) -> bool:

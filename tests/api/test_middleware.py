@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import io
+import os
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from polypod.api import middleware as layers
 from polypod.api.middleware import MOST_BLOB_BYTES, max_body_bytes, middleware
 from polypod.model import Model
 from polypod.settings import Settings
-from tests.api.serving import Server, make_picture
+from tests.api.serving import Server, make_picture, until
 
 APP = "https://app.example"
 
@@ -113,6 +119,89 @@ def test_a_body_that_only_grows_is_refused_on_the_way(open_server: Server, kind:
         answer = raw.recv(4096)  # before the body has ended
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"application/problem+json" in answer
+
+
+@pytest.fixture
+def tight(serve: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """It has memory for one large body at a time, and lets others wait for a moment only."""
+    monkeypatch.setattr(layers, "WAIT_S", 0.05)
+    with serve(tmp_path, max_bodies_bytes=0) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def large() -> bytes:
+    out = io.BytesIO()
+    Image.frombytes("RGB", (500, 400), os.urandom(600_000)).save(out, "PNG")
+    return out.getvalue()
+
+
+def begin(
+    server: Server, path: str, picture: bytes, fields: dict[bytes, bytes] | None = None
+) -> tuple[socket.socket, bytes]:
+    """Sends half of a request; returns the connection and the rest."""
+    part = b'--b\r\nContent-Disposition: form-data; name="'
+    body = b"".join(
+        part + name + b'"\r\n\r\n' + value + b"\r\n" for name, value in (fields or {}).items()
+    )
+    body += part + b'image"; filename="a.png"\r\n\r\n' + picture + b"\r\n--b--\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    raw = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    kind = "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+    half = len(body) // 2
+    raw.sendall((head + kind).encode() + body[:half])
+    return raw, body[half:]
+
+
+def test_large_bodies_share_the_memory_and_small_ones_always_pass(
+    tight: Server, large: bytes
+) -> None:
+    def send(picture: bytes) -> Any:
+        return tight.client.post("/generate", files={"image": ("a.png", picture)})
+
+    raw, rest = begin(tight, "/generate", large)
+    with raw:
+        refused = until(lambda: (answer := send(large)).status_code == 503 and answer)
+        assert (refused.json()["code"], refused.headers["retry-after"]) == ("busy", "5")
+        assert "POLYPOD_MAX_BODIES_BYTES" in refused.json()["hint"]
+        assert send(make_picture()).status_code == 202
+        path = f"/blobs/{hashlib.sha256(large).hexdigest()}"
+        assert tight.client.put(path, content=large).status_code == 204, "never in memory"
+        raw.sendall(rest)
+        assert raw.recv(4096).startswith(b"HTTP/1.1 202"), "who came first goes on"
+    assert send(large).status_code == 202
+
+
+@pytest.mark.anyio
+async def test_a_body_waits_until_another_is_done() -> None:
+    bodies, first, second = layers.Bodies(2**20), object(), object()
+    await bodies.take(first, 2**20)
+    waiting = asyncio.create_task(bodies.take(second, 2**20))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    bodies.done(first)
+    await waiting
+
+
+def test_a_body_that_broke_off_is_in_memory_no_longer(tight: Server, large: bytes) -> None:
+    def status() -> int:
+        return tight.client.post("/images", files={"image": ("a.png", large)}).status_code
+
+    raw, _ = begin(tight, "/images", large)
+    with raw:
+        until(lambda: status() == 503)
+    until(lambda: status() == 201)
+
+
+def test_who_waits_for_a_result_keeps_no_memory_from_others(tight: Server, large: bytes) -> None:
+    slow = {b"seconds": b"600", b"steps": b"100"}
+    raw, rest = begin(tight, "/generate/sync", large, slow)
+    with raw:
+        raw.sendall(rest)
+        job = until(tight.history)[0]
+        assert tight.client.post("/images", files={"image": ("a.png", large)}).status_code == 201
+        assert tight.job(job)["status"] in ("queued", "processing")
+        tight.client.post(f"/job/{job}/cancel")
 
 
 def test_the_key_is_asked_before_the_body_is_read(open_server: Server) -> None:
