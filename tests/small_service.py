@@ -345,6 +345,7 @@ class SmallService:
             "download_url": f"{base}/download" if done and not job.until else None,
             "assets": assets,
             "facts": {"triangles": 12, "watertight": True} if done else {},
+            "params": job.params,
             "parent": job.parent,
             "error": job.error,
         }

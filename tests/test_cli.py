@@ -155,6 +155,19 @@ def test_stopping_at_a_stage_saves_what_is_there(polypod):
     assert names() == ["cat_prepared.json"]
 
 
+def test_names_from_the_service_lead_nowhere_else(polypod, service, here):
+    assert polypod("generate", "cat.png", "-p", "output_format=/../../x").exit_code == 0
+    assert {path.name for path in here.iterdir()} == {"b", "cat.png", "out"}
+    polypod("generate", "cat.png", "--detach", "--until", "prepare")
+    job = list(service.jobs.values())[1]
+    until(lambda: job.status == "completed")
+    job.assets = lambda: {"../../../evil.json": b""}
+    service.breaks("evil.json", status=200, body=b"{}")
+    done = polypod("download", job.id, "--name", "dog")
+    assert done.exit_code == 0 and "dog_evil.json" in names(), done.stderr
+    assert not (here / "evil.json").exists()
+
+
 def test_json_for_programs(polypod):
     done = polypod("generate", "cat.png", "cat.png", "--json")
     first, second = json.loads(done.stdout)["jobs"]
@@ -315,7 +328,22 @@ def test_interrupted_without_a_terminal_leaves_the_job_running(service, here):
     assert running.returncode == 130
     (job,) = service.jobs.values()
     assert job.status == "processing"
-    assert f"polypod download {job.id} --name cat" in complaint and "Traceback" not in complaint
+    again = f"polypod download {job.id} --name cat --url {service.url}"
+    assert again in complaint and "Traceback" not in complaint
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ended_while_it_saves(service, here, number):
+    service.breaks("/download", mute=True, times=9)
+    running = child("generate", "cat.png", "-f", "stl", "--url", service.url)
+    until(lambda: Path("out").exists() and names())
+    running.send_signal(number)
+    _, complaint = running.communicate(timeout=20)
+    assert running.returncode == 128 + number and "Traceback" not in complaint
+    assert names() == []
+    if number == signal.SIGINT:
+        (job,) = service.jobs.values()
+        assert f"download {job.id} --name cat -f stl --url {service.url}" in complaint
 
 
 @pytest.mark.parametrize(("answer", "status"), [("y\n", "cancelled"), ("\n", "processing")])

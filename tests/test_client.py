@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import importlib.util
 import inspect
+import resource
 import subprocess
 import sys
 import threading
@@ -467,6 +468,19 @@ def test_an_unwritable_place_is_an_os_error(client, service, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
         client.download(job, tmp_path / "file" / "a.glb")
+
+
+def test_a_full_disk_leaves_nothing_behind(client, service, tmp_path):
+    job = finished(client, size=200_000)
+    service.breaks("/download", cut=3000)  # what waits to be written when the disk is full
+    most, limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            client.download(job, tmp_path / "a.glb")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, limit))
+    assert os_names(tmp_path) == []
 
 
 # --- addresses and the key ------------------------------------------------------------------------

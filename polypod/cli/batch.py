@@ -75,6 +75,11 @@ class Item:
         """Whether it has a job that nobody has seen end."""
         return self.job is not None and not self.job.done
 
+    @property
+    def unsaved(self) -> bool:
+        """Whether it has a job, and neither a result nor an error."""
+        return self.job is not None and not self.seconds and self.error is None
+
 
 async def make(
     order: Order, items: Sequence[Item], url: str, api_key: str, patience_s: float = PATIENCE_S
@@ -262,7 +267,7 @@ class Batch:
             item.notes.append(f"{self._order.kept} ran again: {_gone(self._order.kept)[0]}")
 
     async def _save_asset(self, item: Item, job: JobView, name: str) -> None:
-        path = self._order.out / f"{item.name}_{name}"
+        path = self._order.out / f"{item.name}_{Path(name).name}"  # `name` leads to no other folder
         item.files[name] = (await self._client.download(job, path, name)).path
 
     def _failed(self, item: Item, error: tuple[str, str]) -> None:
@@ -308,4 +313,5 @@ def _was_kept(manifest: Path | None, stage: str) -> bool:
 def _ending(job: JobView) -> str:
     """Ending of the main result: `output_format` of the job's parameters."""
     params: Json = job.raw.get("params") or {}
-    return str(params.get("output_format") or "glb")
+    ending = str(params.get("output_format") or "glb")
+    return ending if ending.isalnum() else "glb"

@@ -16,14 +16,16 @@ from polypod.cli.given import check_source
 from polypod.cli.output import (
     FAILED,
     INTERRUPTED,
+    at,
     complain,
     guarded,
     print_json,
     result_console,
+    signals_end_us,
     talk_console,
 )
 from polypod.cli.summary import as_document, tell_saved
-from polypod.client import Client, ClientError
+from polypod.client import Client
 from polypod.command import typed
 
 
@@ -52,16 +54,19 @@ def run_download(order: Order, job_id: str, asset: str, url: str, api_key: str) 
 
 def _run(order: Order, items: Sequence[Item], url: str, api_key: str) -> int:
     try:
-        asyncio.run(make(order, items, url, api_key))
+        with signals_end_us():
+            asyncio.run(make(order, items, url, api_key))
     except KeyboardInterrupt:
-        return _interrupted(order, [item for item in items if item.open], url, api_key)
-    except ClientError:
-        _tell_left(order, [item for item in items if item.open])
+        return _interrupted(order, [item for item in items if item.unsaved], url, api_key)
+    except Exception:
+        _tell_left(order, [item for item in items if item.unsaved], url)
         raise
     status = report(order, items)
+    if order.detach and not order.as_json:
+        _tell_left(order, [item for item in items if item.unsaved], url)
     for item in items:
         if item.error and item.job and item.job.status == "completed":
-            again = typed(f"download {item.job.id} --name {shlex.quote(item.name)}")
+            again = typed(f"download {item.job.id} --name {shlex.quote(item.name)}{at(url)}")
             talk_console().print(
                 f"The result of {item.name} is kept. Get it with:\n  {again}", markup=False
             )
@@ -80,20 +85,19 @@ def report(order: Order, items: Sequence[Item]) -> int:
                 result_console().print(f"{escape(item.name)}  {item.job.id}")
             else:
                 tell_saved(item)
-    if order.detach and not order.as_json:
-        _tell_left(order, [item for item in items if item.job])
     return FAILED if any(item.error for item in items) else 0
 
 
 def _interrupted(order: Order, left: Sequence[Item], url: str, api_key: str) -> int:
-    if left and _wants_cancel(len(left)):
+    running = [item for item in left if item.open]
+    if running and _wants_cancel(len(running)):
         with Client(url, api_key=api_key, patience_s=5) as client:
-            for item in left:
+            for item in running:
                 if item.job:
                     client.cancel(item.job)
         talk_console().print("Cancelled.")
-    else:
-        _tell_left(order, left)
+        left = [item for item in left if not item.open]
+    _tell_left(order, left, url)
     return INTERRUPTED
 
 
@@ -109,15 +113,20 @@ def _wants_cancel(count: int) -> bool:
         return False
 
 
-def _tell_left(order: Order, left: Sequence[Item]) -> None:
-    """How to come back to jobs that go on without us."""
+def _tell_left(order: Order, left: Sequence[Item], url: str) -> None:
+    """How to come back to results that are not saved, and to jobs that go on without us."""
     if not left:
         return
     talk = talk_console()
-    talk.print("The job goes on." if len(left) == 1 else "The jobs go on.", "Get the result with:")
+    if any(item.open for item in left):
+        talk.print("The job goes on." if len(left) == 1 else "The jobs go on.", end=" ")
+    talk.print("Get the result with:")
     for item in left:
         assert item.job
         again = f"download {item.job.id} --name {shlex.quote(item.name)}"
         if order.out != Path("out"):
             again += f" -o {shlex.quote(str(order.out))}"
+        if order.format:
+            again += f" -f {order.format}"
+        again += at(url)
         talk.print(f"  {escape(typed(again))}", soft_wrap=True)

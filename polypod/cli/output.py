@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shlex
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.markup import escape
 
+from polypod.client.calls import DEFAULT_URL
 from polypod.client.errors import ApiError, ClientError, Unreachable
 
 FAILED, INTERRUPTED = 1, 130
@@ -69,6 +74,32 @@ def _unreachable(error: Unreachable) -> tuple[str, str]:
         what = f"No service answers at {base}: {error.reason}."
         return what, "Start it with: make serve (or name another with --url)."
     return f"No service answers at {base}: {error.reason}.", "Check the address given with --url."
+
+
+def at(url: str) -> str:
+    """What a command that is told needs, so that it goes to the same service."""
+    usual = os.environ.get("POLYPOD_URL") or DEFAULT_URL
+    return "" if url == usual else f" --url {shlex.quote(url)}"
+
+
+@contextlib.contextmanager
+def signals_end_us() -> Generator[None]:
+    """A closed terminal or a `kill` ends us by an exception, so that all is tidied up.
+
+    With nohup a closed terminal does not.
+    """
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    minded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in minded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def is_terminal() -> bool:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from polypod.cli.card import licence_lines, needs_lines, rules
-from polypod.cli.output import FAILED, complain, explain, guarded, print_json, result_console
+from polypod.cli.output import FAILED, at, complain, explain, guarded, print_json, result_console
 from polypod.cli.progress import display, what_happens
 from polypod.cli.summary import mesh
 from polypod.client import ApiError, Client, JobView, ModelCard
@@ -149,7 +149,7 @@ def _print_job(job: JobView, job_id: str, url: str) -> None:
         if text:
             out.print(f"  [dim]{name:8}[/dim] {escape(text)}")
     if job.status == "completed":
-        out.print(f"Save it with: {escape(typed(f'download {job_id}'))}", soft_wrap=True)
+        out.print(f"Save it with: {escape(typed(f'download {job_id}{at(url)}'))}", soft_wrap=True)
 
 
 def _print_card(card: ModelCard) -> None:

@@ -20,8 +20,14 @@ from polypod.cli import earlier
 from polypod.cli.batch import Item, Order, items_of, make
 from polypod.cli.generate import report
 from polypod.cli.given import check_source
-from polypod.cli.output import guarded, is_terminal, result_console, talk_console
-from polypod.cli.server import bento_command, signals_end_us
+from polypod.cli.output import (
+    guarded,
+    is_terminal,
+    result_console,
+    signals_end_us,
+    talk_console,
+)
+from polypod.cli.server import bento_command
 from polypod.cli.settings import read_settings
 from polypod.client import Client
 from polypod.command import typed

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from polypod.cli.output import FAILED, complain, guarded, print_json, result_console
+from polypod.cli.output import FAILED, at, complain, guarded, print_json, result_console
 from polypod.cli.settings import read_settings
 from polypod.cli.show import PATIENCE_S, print_table
 from polypod.client import Client
@@ -49,7 +49,7 @@ def show_endpoints(as_json: bool, url: str, api_key: str) -> int:
         if as_json:
             print_json(found)
         elif not found:
-            add = escape(typed("endpoints add URL"))
+            add = escape(typed(f"endpoints add ADDRESS{at(url)}"))
             result_console().print(f"There are no endpoints. Add one: {add}", soft_wrap=True)
         else:
             print_table(COLUMNS, [_row(endpoint) for endpoint in found])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import secrets
@@ -66,9 +67,10 @@ def _urls(context: Context, view: JobView, asset: str | None, format_: str | Non
 def _save(context: Context, call: Call, path: Path) -> Flow[Download]:
     """What arrives damaged is fetched once more."""
     for last_try in (False, True):
-        part = cast(_Part, (yield Do(partial(_Part, path))))
+        part = _Part(path)
         file = Arriving(part)
         try:
+            yield Do(part.open)
             yield from fetch(context, call, file)
             return cast(Download, (yield Do(partial(part.publish, file))))
         except Damaged:
@@ -83,12 +85,19 @@ class _Part:
     """A hidden file beside its later place."""
 
     def __init__(self, path: Path) -> None:
-        self._into = path if path.is_dir() else path.parent
+        self._wanted = path
+        self._hash = hashlib.sha256()
+        self._left = contextlib.ExitStack()
+        """What is still to be tidied up."""
+
+    def open(self) -> None:
+        path = self._wanted
+        self._into, self._name = (path, "") if path.is_dir() else (path.parent, path.name)
         self._into.mkdir(parents=True, exist_ok=True)
-        self._name = "" if path.is_dir() else path.name
         self._path = self._into / f".polypod-{secrets.token_hex(6)}.part"
         self._file = self._path.open("xb")
-        self._hash = hashlib.sha256()
+        self._left.callback(self._path.unlink, missing_ok=True)
+        self._left.callback(self._file.close)
 
     def write(self, chunk: bytes) -> None:
         self._file.write(chunk)
@@ -111,8 +120,8 @@ class _Part:
         return Download(path, file.size, self.digest, media_type, file.cuts)
 
     def discard(self) -> None:
-        self._file.close()
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a full disk, what was not yet written is told again
+            self._left.close()
 
 
 def _filename(headers: Headers) -> str:
