@@ -44,10 +44,12 @@ class Facade:
         return api.settings.compat.get(self.name) or self.model or self.name
 
     def model_of(self, api: Api) -> Model:
-        """The model that answers. NotFound where it is not served here."""
+        """The model that answers. NotFound where it is not served; Unavailable before any is."""
         name = self.model_name(api)
+        if not api.engine.models:
+            return api.model(name)  # in its words
         if name not in api.engine.models:
-            served = ", ".join(api.engine.models) or "none yet"
+            served = ", ".join(api.engine.models)
             raise NotFound(
                 f"The protocol {self.name} is answered by the model {name}, which is not here.",
                 f"Served here: {served}. POLYPOD_COMPAT={self.name}=MODEL lets another answer.",

@@ -329,6 +329,16 @@ def test_without_its_model_the_protocol_says_what_to_set(server: Server) -> None
     assert unclaimed.status_code == 422
 
 
+def test_a_router_that_knows_no_model_yet_asks_to_come_again(tmp_path: Path) -> None:
+    router = Router(Settings(data=tmp_path), [])
+    try:
+        answer = post(router, make_picture())
+        assert answer.status_code == 503 and "retry-after" in answer.headers
+        assert "No model is known here yet" in answer.json()["detail"]
+    finally:
+        router.stop()
+
+
 def test_waiting_too_long_is_told(serve: Serve, tmp_path: Path) -> None:
     with serve(tmp_path, compat={"synchuman": "stub"}, sync_timeout_s=0.05) as server:
         held = server.submit(make_picture(), seconds=600, steps=1000)
