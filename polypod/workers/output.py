@@ -1,10 +1,13 @@
-"""What a model prints, as log lines: split, cleaned, bounded in length and in rate."""
+"""What a model prints, as log lines: split, cleaned, bounded in length and in rate.
+
+They are for whoever sent the job: where this machine keeps things is none of their business.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from polypod.workers.events import Log
 
@@ -22,7 +25,9 @@ _INVISIBLE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 class Output:
     """Fed with bytes as they come, in pieces of any size."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: Mapping[str, str] | None = None) -> None:
+        """`places`: what is said instead of which path."""
+        self._said = named(places or {})
         self._rest = b""
         self._task: str | None = None
         self._last: deque[bytes] = deque(maxlen=LAST_WORDS)
@@ -32,7 +37,8 @@ class Output:
 
     @property
     def last_words(self) -> str:
-        return "\n".join(filter(None, map(_clean, self._last)))
+        """They stand in an error, so without any folders."""
+        return without_folders("\n".join(filter(None, map(_clean, self._last))))
 
     def feed(self, data: bytes, now: float) -> Iterator[Log]:
         """At most `LINES_PER_S` after the first `BURST`; how many are left out is told."""
@@ -68,7 +74,7 @@ class Output:
         yield from self._tell_left_out()
         self._allowed -= 1
         if text := _clean(line):
-            yield Log(self._task, text)
+            yield Log(self._task, self._said(text))
 
     def _tell_left_out(self) -> Iterator[Log]:
         if self._left_out:
@@ -79,3 +85,19 @@ class Output:
 def _clean(line: bytes) -> str:
     text = _INVISIBLE.sub("", line[: MAX_LINE + 1].decode(errors="replace")).rstrip()
     return text if len(text) <= MAX_LINE else text[:MAX_LINE] + "…"
+
+
+def named(places: Mapping[str, str]) -> Callable[[str], str]:
+    """Puts names for paths; what only begins or ends like one of them is left alone."""
+    known = sorted((path for path in places if path.rstrip("/")), key=len, reverse=True)
+    if not known:
+        return str
+    paths = "|".join(map(re.escape, known))
+    pattern = re.compile(rf"(?:(?<![\w./-])|(?<=file://)|(?<=-[IL]))(?:{paths})(?![\w-]|\.\w)")
+    return lambda text: pattern.sub(lambda at: places[at[0]], text) if "/" in text else text
+
+
+def without_folders(text: str) -> str:
+    """Of absolute paths the last part, as the harness words errors (`first_line`)."""
+    text = re.sub(r"(['\"])/[^'\"\n]*/", r"\1", text)
+    return re.sub(r"(?<![\w/:.])/(?:[^\s/'\"`,:;()]+/)+", "", text)

@@ -273,6 +273,7 @@ class Pool:
             python=self.settings.model_python,
             device="cuda:0" if on_gpu else lane.device,
             env={VISIBLE: visible_as(lane.device) if on_gpu else ""},
+            data=self.settings.data,
         )
         worker = lane.workers[key] = Worker(
             spec, lambda child, event: self._on_event(lane, key, child, event), self._pids

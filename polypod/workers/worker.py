@@ -124,7 +124,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._since: float = self._loop.time()
         self._count_oom_kills()
-        self._output = Output()
+        self._output = Output(self.spec.places)
         spec = self.spec
         ours, theirs = socket.socketpair()
         with theirs:

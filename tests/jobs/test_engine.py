@@ -99,7 +99,7 @@ def kept(job):
 
 def test_a_job_runs_to_its_end(tmp_path):
     async def scenario(engine):
-        job = await submit(engine, say="hello from the model")
+        job = await submit(engine, say=f"hello from the model in {tmp_path}/data/work/x")
         assert (job.status, engine.describe(job)["position"]) == ("queued", 1)
         done = await ended(engine, job)
         assert done.status == "completed"
@@ -107,7 +107,7 @@ def test_a_job_runs_to_its_end(tmp_path):
         assert {"image", "prepared.json", "model.glb", "manifest.json"} <= {
             a.name for a in done.assets
         }
-        assert "hello from the model" in done.log
+        assert "hello from the model in {work}/x" in done.log
         shown = engine.describe(await engine.job(job.id, None))
         assert (shown["position"], shown["progress"]) == (0, 100.0)
         assert shown["download_url"] == f"/job/{job.id}/download"

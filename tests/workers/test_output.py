@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from polypod.workers.events import Log
 from polypod.workers.output import BURST, LINES_PER_S, MAX_LINE, Output
 
@@ -75,3 +77,26 @@ def test_last_words_are_the_last_lines_told_or_not() -> None:
     output = Output()
     feed(output, b"".join(b"%d\n" % number for number in range(BURST + 1000)))
     assert output.last_words.split("\n") == [str(n) for n in range(BURST + 980, BURST + 1000)]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("saved to /data/work/j1/out/a.obj", "saved to {work}/j1/out/a.obj"),
+        ("['/data/x', '/data']", "['{data}/x', '{data}']"),
+        ("in /data.", "in {data}."),
+        ("file:///data/x -I/root/inc", "file://{data}/x -I~/inc"),
+        ("/database /data.old", "/database /data.old"),
+        ("/opt/data/x s3://b/data/x", "/opt/data/x s3://b/data/x"),
+        ("step 3/5 of shape (4, 3)", "step 3/5 of shape (4, 3)"),
+    ],
+)
+def test_paths_of_this_machine_are_shown_by_name(line: str, told: str) -> None:
+    output = Output({"/data": "{data}", "/data/work": "{work}", "/root": "~", "/": "{none}"})
+    assert feed(output, f"{line}\n".encode()) == [told]
+
+
+def test_last_words_name_no_folders() -> None:
+    output = Output()
+    feed(output, b'  File "/opt/a b/model.py", line 3\nno /opt/x/y.ckpt here, 3/4 done\n')
+    assert output.last_words == '  File "model.py", line 3\nno y.ckpt here, 3/4 done'
