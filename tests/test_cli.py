@@ -461,6 +461,15 @@ def test_download_of_one_asset_and_of_no_job(polypod, service):
     assert done.exit_code == 1 and "There is no such job." in done.stderr
 
 
+def test_download_waits_for_an_asset(polypod, service):
+    polypod("generate", "cat.png", "--detach", "-p", "hold=true")
+    (job,) = service.jobs.values()
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(release_when_followed, service, job.id)
+        done = polypod("download", job.id, "--asset", "model.glb")
+    assert done.exit_code == 0 and names() == ["model.glb"], done.stderr
+
+
 def test_health_and_models(polypod, service):
     health = polypod("health")
     assert health.exit_code == 0 and "healthy" in health.stdout and "1.2.3" in health.stdout

@@ -25,7 +25,7 @@ from polypod.cli.output import (
     talk_console,
 )
 from polypod.cli.summary import as_document, tell_saved
-from polypod.client import Client
+from polypod.client import ApiError, Client, JobView
 from polypod.command import typed
 
 
@@ -44,12 +44,22 @@ def run_download(order: Order, job_id: str, asset: str, url: str, api_key: str) 
         with Client(url, api_key=api_key, patience_s=5) as client:
             item.job = client.job(job_id).view
             if asset:
-                saved = client.download(job_id, order.out / asset, asset)
-                item.files[asset] = saved.path
+                item.files[asset] = _asset(client, item.job, asset, order.out / asset)
                 return report(order, [item])
         return _run(order, [item], url, api_key)
 
     return guarded(work, as_json=order.as_json)
+
+
+def _asset(client: Client, job: JobView, name: str, path: Path) -> Path:
+    """Where it was saved, once it is there."""
+    try:
+        return client.download(job, path, name).path
+    except ApiError as error:
+        if error.status != 409 or job.done:
+            raise
+    client.wait(job, check=False)
+    return client.download(job, path, name).path
 
 
 def _run(order: Order, items: Sequence[Item], url: str, api_key: str) -> int:
