@@ -198,7 +198,7 @@ class Settings(BaseSettings):
         for device in value.values():
             if device.startswith("cuda") and not re.fullmatch(r"cuda(:[0-9]+)?", device):
                 raise ValueError(f"{device} is no device: give cpu, or cuda:0, cuda:1 and so on")
-        return value
+        return {slot: "cuda:0" if device == "cuda" else device for slot, device in value.items()}
 
     @field_validator("data", "home")
     @classmethod

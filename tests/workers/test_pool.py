@@ -86,6 +86,13 @@ async def test_every_device_loads_what_fits_into_its_own_memory(
     assert resident[frozenset({"texture"})] == (TEXTURE,)
 
 
+async def test_slots_on_one_device_share_its_memory_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, _ = pool_of(tmp_path, monkeypatch, geometry="cuda", texture="cuda:0")
+    assert {place.slots for place in pool.places()} >= {frozenset({"geometry", "texture"})}
+
+
 async def test_workers_stay_within_the_gpus_that_this_process_was_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
