@@ -25,7 +25,7 @@ from polypod.router.dispatch import Dispatcher
 from polypod.router.docs import docs_routes
 from polypod.router.endpoint import Known
 from polypod.router.endpoints import Pods
-from polypod.router.registered import forget, keep, registered
+from polypod.router.registered import keep, mark_draining, registered
 from polypod.settings import Settings
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -105,7 +105,7 @@ async def drain(api: Api, request: Request) -> Response:
     if api.engine.store.routers.id:
         await api.engine.store.routers.forget_endpoint(endpoint.id)
     else:
-        await asyncio.to_thread(forget, api.settings.data, endpoint.id)
+        await asyncio.to_thread(mark_draining, api.settings.data, endpoint.id)
     await api.note(request, "endpoint removed", endpoint.id)
     dispatcher.endpoints.drain(endpoint)
     return JSONResponse(dispatcher.describe_endpoint(endpoint), 202)

@@ -21,6 +21,7 @@ from polypod.jobs.job import TERMINAL, Job, JobError
 from polypod.jobs.live import Live
 from polypod.jobs.runner import Book
 from polypod.model import Model
+from polypod.router import registered
 from polypod.router.cards import CardModel, models_of
 from polypod.router.choose import Held, Offer, Served, next_dispatch, next_move
 from polypod.router.endpoint import Endpoint, Known
@@ -41,7 +42,7 @@ GONE = 5
 
 class Dispatcher:
     def __init__(self, book: Book, endpoints: Iterable[Known], pods: Pods | None = None) -> None:
-        self.endpoints = Endpoints(endpoints, pods, self._came, self._went)
+        self.endpoints = Endpoints(endpoints, pods, self._came, self._went, self._drained)
         self._book = book
         self._background = Background()
         self._unseen: set[str] = set()
@@ -63,7 +64,7 @@ class Dispatcher:
     def lead(self) -> None:
         """Follow what runs on endpoints already; then send them what waits."""
         self._leads = True
-        asked = [e for e in self.endpoints.values() if e.takes_jobs]
+        asked = [e for e in self.endpoints.values() if e.has_jobs_to_end]
         waited_for = [e for e in self.endpoints.values() if e.known.url and e.state == "starting"]
         self._unseen = {endpoint.id for endpoint in (*asked, *waited_for)}
         for endpoint in asked:
@@ -84,7 +85,6 @@ class Dispatcher:
                 if live.errand:
                     live.errand.cancel()
             endpoint.jobs.clear()
-            self.endpoints.remove_if_drained(endpoint)
 
     def heard(self, live: RoutedLive, where: str) -> None:
         """The router that leads has the job on that endpoint."""
@@ -145,7 +145,7 @@ class Dispatcher:
                 if not self.acts:
                     endpoint.untidy = True
                     return
-                if live and not live.handed and endpoint.takes_jobs:
+                if live and not live.handed and endpoint.has_jobs_to_end:
                     self._assign(live, endpoint, there=True)
                 elif await self._is_left_over(view.id, endpoint) and self.acts:
                     endpoint.untidy = True  # until its own list does not show it any more
@@ -168,6 +168,7 @@ class Dispatcher:
 
     def _seen(self, endpoint: Endpoint) -> None:
         self._unseen.discard(endpoint.id)
+        self.endpoints.remove_if_drained(endpoint)
         self._wake()
 
     def _settle(self) -> None:
@@ -182,6 +183,11 @@ class Dispatcher:
         self._unseen.discard(endpoint.id)
         self.endpoints.remove_if_drained(endpoint)
         self._wake()
+
+    def _drained(self, endpoint: str) -> None:
+        if not self._book.store.routers.id:  # else the database has forgotten it already
+            data = self._book.settings.data
+            self._background.run(asyncio.to_thread(registered.forget, data, endpoint))
 
     # Jobs (the engine's `Runner`)
 

@@ -53,6 +53,8 @@ class Known:
     api_key: str = field(default="", repr=False)
     models: tuple[str, ...] = ()
     """What it is to serve; what it serves is told by its cards."""
+    draining: bool = False
+    """It is to be removed as soon as the jobs that it has are done."""
 
     @property
     def fault(self) -> str:
@@ -91,6 +93,8 @@ class Endpoint:
         url = self.known.url
         if not url:
             self.state, url = "stopped", NOWHERE
+        elif self.known.draining:
+            self.state = "draining"
         key, wire = self.known.api_key, Guarded(url)
         self.client = AsyncClient(
             url, api_key=key, patience_s=SILENT_FOR_S, timeout_s=10, transport=wire
@@ -123,6 +127,11 @@ class Endpoint:
     def takes_new_jobs(self) -> bool:
         """Those that it has go on where it does not."""
         return self.takes_jobs and not self.health.get("refuses")
+
+    @property
+    def has_jobs_to_end(self) -> bool:
+        """Whether jobs that are there are followed to their end."""
+        return self.state in ("ready", "draining")
 
     @property
     def shown_state(self) -> str:
@@ -268,7 +277,7 @@ class Watch:
     def _unwell(self, health: Mapping[str, Any]) -> None:
         """It says that it cannot work. While it starts anew its jobs are left to it."""
         reason = "; ".join(map(str, health.get("reasons") or ()))
-        if self._endpoint.state not in ("ready", "draining"):
+        if not self._endpoint.has_jobs_to_end:
             self._endpoint.set_state("starting", reason)
         elif health["status"] == "degraded":
             now = time.monotonic()

@@ -26,7 +26,7 @@ class Pods(Protocol):
 
 
 class Endpoints(Mapping[str, Endpoint]):
-    """By id. `came` and `went` tell of them as those of `Watch` do."""
+    """By id. `came` and `went` tell of them as those of `Watch` do, `drained` of those removed."""
 
     def __init__(
         self,
@@ -34,11 +34,12 @@ class Endpoints(Mapping[str, Endpoint]):
         pods: Pods | None,
         came: Callable[[Endpoint], None],
         went: Callable[[Endpoint], None],
+        drained: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._all = {each.id: Endpoint(each) for each in known}
         self._pods = pods
         self._pods_run = False
-        self._came, self._went = came, went
+        self._came, self._went, self._drained = came, went, drained
         self._background = Background()
         self._watches: dict[str, asyncio.Task[Any]] = {}
 
@@ -92,6 +93,7 @@ class Endpoints(Mapping[str, Endpoint]):
         ours = self._all.get(endpoint.id) is endpoint
         if ours and endpoint.state == "draining" and not endpoint.jobs:
             self._remove(endpoint)
+            self._drained(endpoint.id)
             if self._pods:
                 self._background.run(self._pods.dismiss(endpoint.id))
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from polypod.router.endpoint import Known
 
@@ -21,7 +22,7 @@ def registered(data: Path) -> Iterator[Known]:
     """Read when the first is asked for."""
     try:
         kept = json.loads(_path(data).read_text())
-        for known in [Known(k["id"], k["url"], k["provider"], k["api_key"]) for k in kept]:
+        for known in [_known(each) for each in kept]:
             if not known.fault:
                 yield known
             else:
@@ -36,10 +37,22 @@ def keep(data: Path, known: Known) -> None:
     _write(data, [*(k for k in registered(data) if k.id != known.id), known])
 
 
+def mark_draining(data: Path, endpoint: str) -> None:
+    """It is known until it is forgotten, but gets no jobs any more."""
+    kept = list(registered(data))
+    if any(known.id == endpoint for known in kept):
+        _write(data, [replace(k, draining=True) if k.id == endpoint else k for k in kept])
+
+
 def forget(data: Path, endpoint: str) -> None:
     kept = list(registered(data))
     if any(known.id == endpoint for known in kept):
         _write(data, [known for known in kept if known.id != endpoint])
+
+
+def _known(kept: Mapping[str, Any]) -> Known:
+    draining = bool(kept.get("draining"))
+    return Known(kept["id"], kept["url"], kept["provider"], kept["api_key"], draining=draining)
 
 
 def _write(data: Path, kept: list[Known]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from polypod.api.compat import mounted
 from polypod.router.app import create_router, make_engine
 from polypod.router.endpoint import Known
+from polypod.router.registered import registered
 from polypod.settings import Settings
 from tests.api.serving import Server, make_picture, until
 from tests.models.stub.model import MODEL
@@ -166,6 +167,29 @@ def test_a_new_router_follows_what_runs_instead_of_starting_it_again(tmp_path):
             again.stop()
         assert done["status"] == "completed"
         assert "prepared.json" in {a["name"] for a in done["assets"]}
+
+
+def test_a_new_router_follows_what_runs_where_no_more_jobs_are_sent(tmp_path):
+    """An endpoint that was being drained is so still, and is forgotten when its job is done."""
+    with fleet(tmp_path, pods=2) as (router, first, second):
+        for fixed in ("pod0", "pod1"):
+            router.client.delete(f"/endpoints/{fixed}")
+        until(lambda: not router.endpoints())
+        router.client.post("/endpoints", json={"id": "again", "url": second.url})
+        job_id = router.submit(PICTURE, seconds=3, steps=30)["job_id"]
+        until(lambda: router.job(job_id)["stage"] == "work")
+        assert router.client.delete("/endpoints/again").json()["state"] == "draining"
+        router.stop()
+        anew = Router(Settings(data=tmp_path / "router"), [Known("pod0", first.url)])
+        try:
+            until(lambda: anew.endpoints()["again"]["jobs"] == [job_id])
+            there = anew.endpoints()
+            assert (there["again"]["state"], there["pod0"]["jobs"]) == ("draining", [])
+            assert anew.ended(job_id)["status"] == "completed"
+            until(lambda: "again" not in anew.endpoints())
+            until(lambda: list(registered(tmp_path / "router")) == [])
+        finally:
+            anew.stop()
 
 
 def test_both_documents_name_every_route_of_a_router(one_pod):
