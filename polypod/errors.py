@@ -52,6 +52,12 @@ class NotFound(Problem):
     status = 404
 
 
+class TooSlow(Problem):
+    """The rest of the request did not come, or hardly did."""
+
+    status = 408
+
+
 class Conflict(Problem):
     """Asked at the wrong time: a result before the job is done, a key used for another request."""
 

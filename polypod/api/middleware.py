@@ -18,7 +18,7 @@ from polypod.access.keyring import Keyring
 from polypod.api.auth import Auth
 from polypod.api.endpoint import BODY_DONE
 from polypod.api.problems import problem_response
-from polypod.errors import Busy, TooLarge
+from polypod.errors import Busy, TooLarge, TooSlow
 from polypod.model import Model
 from polypod.settings import GIB, MIB, Settings
 
@@ -46,6 +46,11 @@ ANSWER_HEADERS = (
 SMALL_BODY = 128 * 1024
 """Bytes of a body that always pass."""
 WAIT_S = 10.0
+SILENT_S = 30.0
+"""So long nothing may come while a body is not complete."""
+PATIENCE_S = 60.0
+LEAST_PACE = 4096
+"""Bytes a second that must come, all in all, of what takes longer than `PATIENCE_S`."""
 MOST_BLOB_BYTES = 4 * GIB
 """Of one file of a job on its way between servers."""
 
@@ -118,8 +123,8 @@ class Bodies:
 
 
 class BodyLimit:
-    """Answers 413 when a body is larger than `max_bytes`: at once if it says so, else midway; and
-    503 when all `bodies` together are too large."""
+    """Answers 413 when a body is larger than `max_bytes`: at once if it says so, else midway; 503
+    when all `bodies` together are too large, and 408 when one hardly comes."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, bodies: Bodies) -> None:
         self._app = app
@@ -137,33 +142,48 @@ class BodyLimit:
             await self._counted(scope, receive, send, most)
 
     async def _counted(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
-        count = 0
-        started = False
+        count, waited_s = 0, 0.0
+        complete = slow = started = False
         body, streamed = object(), _brings_file(scope)
 
         async def counted() -> Message:
-            nonlocal count
-            message = await receive()
-            if chunk := message.get("body", b""):
-                count += len(chunk)
-                if count > most:
-                    raise _too_large(most)
-                if not streamed:
-                    await self._bodies.take(body, count)
+            nonlocal count, waited_s, complete, slow
+            if complete:
+                return await receive()
+            since = time.monotonic()
+            try:
+                message = await asyncio.wait_for(receive(), SILENT_S)
+            except asyncio.TimeoutError:
+                slow = True
+                raise _too_slow(
+                    f"Nothing came of the rest of the request for {SILENT_S:g} s."
+                ) from None
+            waited_s += time.monotonic() - since
+            count += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if not complete and is_too_slow(count, waited_s):
+                slow = True
+                raise _too_slow(f"The request came with less than {LEAST_PACE} bytes a second.")
+            if count > most:
+                raise _too_large(most)
+            if not streamed:
+                await self._bodies.take(body, count)
             return message
 
         async def noted(message: Message) -> None:
             nonlocal started
             started = True
+            if slow and message["type"] == "http.response.start":  # nor is the rest waited for
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
         scope[BODY_DONE] = partial(self._bodies.done, body)
         try:
             await self._app(scope, counted, noted)
-        except (TooLarge, Busy) as problem:
+        except (TooLarge, TooSlow, Busy) as problem:
             if started:
                 raise
-            await problem_response(problem)(scope, receive, send)
+            await problem_response(problem)(scope, receive, noted)
         finally:
             self._bodies.done(body)
 
@@ -171,6 +191,15 @@ class BodyLimit:
 def _brings_file(scope: Scope) -> bool:
     """Whether it is what a router sends, such as what a stage left elsewhere: never in memory."""
     return scope["type"] == "http" and scope["path"].startswith("/blobs/")
+
+
+def is_too_slow(count: int, waited_s: float) -> bool:
+    """Whether so few bytes in this time come of no honest client; a phone's 40 MB may."""
+    return waited_s > PATIENCE_S and count < waited_s * LEAST_PACE
+
+
+def _too_slow(what: str) -> TooSlow:
+    return TooSlow(what, "Send it again over a better connection, or send a smaller file.")
 
 
 def _too_large(most: int) -> TooLarge:

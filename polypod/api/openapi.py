@@ -38,7 +38,7 @@ class Operation:
 
 _FILE = "application/octet-stream"
 _EVENTS = "text/event-stream"
-_SUBMIT_ERRORS = (400, 404, 409, 410, 413, 415, 422, 429, 503)
+_SUBMIT_ERRORS = (400, 404, 408, 409, 410, 413, 415, 422, 429, 503)
 _KEY = {"Idempotency-Key": "Repeating a request with the same key makes no second job."}
 _OR_WAIT = ", or wait for its result (Accept: model/gltf-binary)"
 _RANGE = {"Range": "One range of bytes.", "If-None-Match": "An ETag.", "If-Range": "An ETag."}
@@ -145,13 +145,13 @@ OPERATIONS = (
     Operation(
         *("POST", "/images", "Jobs", "Store a picture once, for several jobs"),
         answers={201: "Image"},
-        errors=(400, 413, 415, 422, 503),
+        errors=(400, 408, 413, 415, 422, 503),
         body="picture",
     ),
     Operation(
         *("PUT", "/job/{job_id}", "Routers", "Run a router's job, under its id"),
         answers={202: "Accepted"},
-        errors=(400, 404, 409, 413, 415, 422, 503),
+        errors=(400, 404, 408, 409, 413, 415, 422, 503),
         body="job",
     ),
     Operation(
@@ -172,7 +172,7 @@ OPERATIONS = (
     Operation(
         *("PUT", "/blobs/{sha256}", "Routers", "Keep a file"),
         answers={204: ""},
-        errors=(400, 413, 422, 503),
+        errors=(400, 408, 413, 422, 503),
         body="file",
     ),
     Operation(

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import os
+import select
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -137,7 +138,11 @@ def large() -> bytes:
 
 
 def begin(
-    server: Server, path: str, picture: bytes, fields: dict[bytes, bytes] | None = None
+    server: Server,
+    path: str,
+    picture: bytes,
+    fields: dict[bytes, bytes] | None = None,
+    method: str = "POST",
 ) -> tuple[socket.socket, bytes]:
     """Sends half of a request; returns the connection and the rest."""
     part = b'--b\r\nContent-Disposition: form-data; name="'
@@ -145,7 +150,7 @@ def begin(
         part + name + b'"\r\n\r\n' + value + b"\r\n" for name, value in (fields or {}).items()
     )
     body += part + b'image"; filename="a.png"\r\n\r\n' + picture + b"\r\n--b--\r\n"
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     raw = socket.create_connection(("127.0.0.1", server.port), timeout=30)
     kind = "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
     half = len(body) // 2
@@ -191,6 +196,48 @@ def test_a_body_that_broke_off_is_in_memory_no_longer(tight: Server, large: byte
     with raw:
         until(lambda: status() == 503)
     until(lambda: status() == 201)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/images", f"/blobs/{'0' * 64}"])
+def test_who_stops_sending_is_let_go(
+    server: Server, large: bytes, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(layers, "SILENT_S", 0.2)
+    raw, _ = begin(server, path, large, method="PUT" if "blobs" in path else "POST")
+    with raw:
+        answer = b"".join(iter(lambda: raw.recv(4096), b""))  # until it is closed
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"Nothing came of the rest" in answer
+
+
+def test_who_sends_a_byte_now_and_then_is_let_go(
+    server: Server, large: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(layers, "LEAST_PACE", 10**9)
+    raw, rest = begin(server, "/generate", large)
+    with raw:
+        sent = 0
+        while not select.select([raw], [], [], 0.02)[0]:
+            raw.sendall(rest[sent : sent + 1])
+            sent += 1
+        assert raw.recv(4096).startswith(b"HTTP/1.1 408")
+    assert sent < len(rest)
+
+
+@pytest.mark.parametrize(
+    ("count", "waited_s", "slow"),
+    [
+        (0, 59, False),
+        (2, 61, True),
+        (40_000_000, 320, False),  # 1 Mbit/s
+        (3_000_000, 320, False),  # of 40 MB over 75 kbit/s
+        (1_000_000, 320, True),
+        (4 * 2**30, 34_000, False),
+    ],
+)
+def test_a_slow_phone_is_waited_for(count: int, waited_s: float, slow: bool) -> None:
+    assert layers.is_too_slow(count, waited_s) is slow
 
 
 def test_who_waits_for_a_result_keeps_no_memory_from_others(tight: Server, large: bytes) -> None:
