@@ -259,6 +259,21 @@ def test_a_service_that_restarts_in_the_middle(here, monkeypatch):
     assert Path("out/cat.glb").read_bytes() == job.result()
 
 
+def test_a_job_that_was_deleted_does_not_stop_the_others(here):
+    service = SmallService()
+    with service:
+        photos = ("cat.png", "b/cat.jpg")
+        running = child("generate", *photos, "-p", "hold=true", "--url", service.url)
+        until(lambda: len(service.jobs) == 2 and service.requests("GET", "/events"))
+    (deleted, job) = service.jobs.values()
+    del service.jobs[deleted.id]
+    job.status, job.progress = "completed", 100
+    with service:
+        said, complaint = running.communicate(timeout=30)
+    assert running.returncode == 1 and "Error: cat: There is no such job." in complaint
+    assert "out/cat_2.glb" in said and "The job" not in complaint
+
+
 def test_detach_and_come_back(polypod, service):
     done = polypod("generate", "cat.png", "--detach", "-p", "hold=true", "-o", "models")
     (job,) = service.jobs.values()

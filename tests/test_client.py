@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import importlib.util
 import inspect
+import os
 import resource
 import subprocess
 import sys
@@ -468,6 +469,14 @@ def test_an_unwritable_place_is_an_os_error(client, service, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
         client.download(job, tmp_path / "file" / "a.glb")
+
+
+def test_a_device_is_not_replaced(client, service, tmp_path):
+    job = finished(client)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no file that can be replaced"):
+        client.download(job, tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo() and os_names(tmp_path) == ["pipe"]
 
 
 def test_a_full_disk_leaves_nothing_behind(client, service, tmp_path):

@@ -203,9 +203,27 @@ class Batch:
             listening.result()
 
     async def _listen(self, jobs: Sequence[str]) -> None:
-        async with aclosing(self._client.events(*jobs)) as events:
-            async for event in events:
-                self._heard(event)
+        try:
+            async with aclosing(self._client.events(*jobs)) as events:
+                async for event in events:
+                    self._heard(event)
+        except ApiError as error:
+            if error.status != 404 or not await self._give_up_deleted(jobs):
+                raise
+
+    async def _give_up_deleted(self, jobs: Sequence[str]) -> bool:
+        """Whether there are any; the others go on."""
+        before = len(self._running)
+        for job_id in jobs:
+            try:
+                await self._client.job(job_id)
+            except ApiError as error:
+                if error.status != 404:
+                    raise
+                if item := self._running.pop(job_id, None):
+                    self._room.release()
+                    self._failed(item, explain(error))
+        return len(self._running) < before
 
     def _heard(self, event: Event) -> None:
         item = self._running.get(event.job.id)

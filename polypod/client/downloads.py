@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import re
 import secrets
@@ -92,6 +93,8 @@ class _Part:
 
     def open(self) -> None:
         path = self._wanted
+        if path.exists() and not (path.is_dir() or path.is_file()):  # a device, such as /dev/null
+            raise OSError(errno.EINVAL, "It is no file that can be replaced", str(path))
         self._into, self._name = (path, "") if path.is_dir() else (path.parent, path.name)
         self._into.mkdir(parents=True, exist_ok=True)
         self._path = self._into / f".polypod-{secrets.token_hex(6)}.part"

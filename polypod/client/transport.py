@@ -65,7 +65,7 @@ def add(body: bytearray, chunk: bytes) -> None:
 
 def lost(error: httpx.RequestError | httpx.InvalidURL) -> Lost:
     """What broke, in words; a certificate, an address or a header that is wrong stays wrong."""
-    reason = str(error) or type(error).__name__
+    reason = str(error).rstrip(".") or type(error).__name__
     if isinstance(error, httpx.ConnectTimeout | httpx.ReadTimeout):
         reason = "nothing came in time"
     elif isinstance(error, httpx.ConnectError) and re.search("refused|attempts failed", reason):
