@@ -20,7 +20,6 @@ from polypod.api.body import Body
 from polypod.api.endpoint import Api
 from polypod.api.longbase64 import decode_long
 from polypod.api.problems import Gone
-from polypod.assets.blobs import media_type_of
 from polypod.assets.storage import renew_all
 from polypod.errors import BadInput, BadRequest, NotFound, TooLarge
 from polypod.jobs.job import FileRef, Job
@@ -193,7 +192,7 @@ def _put_picture(api: Api, data: bytes, filename: str, picture: Picture) -> Kept
     file = blobs.put_bytes(picture.data, picture.media_type, filename)
     if not picture.changed:
         return Kept(file, file, picture)
-    upload = blobs.put_bytes(data, media_type_of(filename), filename)
+    upload = blobs.put_bytes(data, picture.upload_type, filename)
     return Kept(file, upload, picture)
 
 

@@ -31,7 +31,7 @@ MIN_SIDE = 16
 MAX_SIDE = 32_768
 """Pixels; so that any program further on can open it."""
 
-_KEPT = {"PNG": "image/png", "JPEG": "image/jpeg", "WebP": "image/webp"}
+_KEPT = ("PNG", "JPEG", "WebP")
 """The formats that go on as they are, if nothing has to change."""
 _COSTLY_JPEG = re.compile(
     rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)|\xff\xe1(?s:..)Exif"
@@ -67,6 +67,8 @@ class Picture:
     height: int
     changed: bool
     """Whether `data` was encoded anew; else these are the uploaded bytes."""
+    upload_type: str
+    """Media type of the uploaded bytes."""
 
 
 def check_picture(
@@ -331,12 +333,13 @@ def _riff_size(data: bytes) -> int:
 def _finish(kind: str, data: bytes, image: ImageFile.ImageFile) -> Picture:
     plain = colour.to_plain(image)
     upright = _turned(plain, 1 if kind == "TIFF" else _orientation(image.info.get("exif")))
+    media_type = f"image/{kind.lower()}"
     # Of these, other libraries see something else or nothing: write what Pillow saw.
     odd = kind == "PNG" and (data[24] == 16 or not _is_whole_png(data))
     if upright is image and kind in _KEPT and not odd:
-        return Picture(data, _KEPT[kind], *image.size, changed=False)
+        return Picture(data, media_type, *image.size, changed=False, upload_type=media_type)
     as_jpeg = kind == "JPEG" and image.mode in ("L", "RGB")
-    return _encoded(upright, "JPEG" if as_jpeg else "PNG")
+    return _encoded(upright, "JPEG" if as_jpeg else "PNG", media_type)
 
 
 def _is_whole_png(data: bytes) -> bool:
@@ -352,7 +355,7 @@ def _is_whole_png(data: bytes) -> bool:
     return False
 
 
-def _encoded(image: Image.Image, kind: str) -> Picture:
+def _encoded(image: Image.Image, kind: str, upload_type: str) -> Picture:
     image.info = {}  # profile, EXIF and transparency are in the pixels now
     with _memory_file() as file:
         if kind == "JPEG":
@@ -360,7 +363,8 @@ def _encoded(image: Image.Image, kind: str) -> Picture:
         else:
             image.save(file, "PNG", compress_level=2)
         file.seek(0)
-        return Picture(file.read(), _KEPT[kind], *image.size, changed=True)
+        media_type = f"image/{kind.lower()}"
+        return Picture(file.read(), media_type, *image.size, changed=True, upload_type=upload_type)
 
 
 def _memory_file() -> BinaryIO:

@@ -101,7 +101,9 @@ def test_what_is_turned_is_kept_both_ways(server: Server) -> None:
         f"/job/{job['job_id']}/result/manifest.json"
     )
     seen = manifest.json()["inputs"]["image"]["sha256"]
-    assert seen != next(a["sha256"] for a in job["assets"] if a["name"] == "image")
+    upload = next(a for a in job["assets"] if a["name"] == "image")
+    assert seen != upload["sha256"]
+    assert upload["media_type"] == "image/jpeg"  # by its content: it came without a name
 
 
 def bomb() -> bytes:

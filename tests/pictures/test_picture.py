@@ -91,13 +91,15 @@ NO_ALPHA = ("JPEG", "RGBA")
 )
 def test_what_needs_no_change_keeps_its_bytes(kind: str, mode: str) -> None:
     data = encode(corners().convert(mode), kind)
-    assert check(data) == Picture(data, f"image/{kind.lower()}", 48, 32, changed=False)
+    media_type = f"image/{kind.lower()}"
+    assert check(data) == Picture(data, media_type, 48, 32, changed=False, upload_type=media_type)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])
 def test_other_formats_become_png(kind: str) -> None:
     picture = check(encode(corners(), kind))
     assert (picture.media_type, picture.changed) == ("image/png", True)
+    assert picture.upload_type == f"image/{kind.lower()}"
     assert difference(opened(picture), corners()) == 0
 
 
