@@ -252,7 +252,7 @@ def test_an_endpoint_that_is_registered_at_one_is_known_to_all(site):
 
 
 def endpoints(router):
-    return {e["id"] for e in router.http.get("/endpoints").json()["endpoints"]}
+    return {e["id"]: e for e in router.http.get("/endpoints").json()["endpoints"]}
 
 
 def test_fifty_jobs_at_each_are_done_once_each(site):
@@ -320,6 +320,21 @@ def test_another_router_takes_over_what_the_lost_one_led(site, how, seconds):
             wait_until(lambda: leader.job(job_id) == other.job(job_id), LIMIT_S)  # once it is told
             assert other.leads() and not leader.leads()
         assert len(receiver.wait()) == 1
+
+
+def test_what_runs_where_no_more_jobs_are_sent_is_followed_by_the_next(site):
+    leader, other = site.pair()
+    job_id = leader.submit(seconds=12, steps=100)
+    wait_until(lambda: leader.job(job_id)["stage"] == "work", LIMIT_S)
+    where = next(e["id"] for e in endpoints(leader).values() if e["jobs"] == [job_id])
+    assert leader.http.delete(f"/endpoints/{where}").status_code == 202
+    wait_until(lambda: endpoints(other)[where]["state"] == "draining", LIMIT_S)
+    leader.kill()
+    wait_until(other.leads, TAKEOVER_S)
+    done = other.ended(job_id)
+    assert (done["status"], site.runs()[done["seed"]]) == ("completed", 1)
+    wait_until(lambda: where not in endpoints(other), LIMIT_S)
+    other.end()
 
 
 def test_an_orderly_stop_gives_the_jobs_up_at_once(site):
