@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -48,6 +49,8 @@ KEPT_STATUSES = (401, 403, 404, 413, 415, 429, 503, 504)
 """Of other problems the status is 400, or 422 for a field of the wrong type."""
 
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
+_WHOLE = TypeAdapter(int)
+"""As FastAPI reads it: `50.0` too, which some forms send."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +156,11 @@ def _steps(fields: Mapping[str, Any], name: str) -> int:
     if given in (None, ""):
         return usual
     try:
-        if isinstance(given, bool) or int(given) != float(given):
+        if isinstance(given, bool):
             raise ValueError
-    except (TypeError, ValueError, OverflowError):
+        return max(least, min(most, _WHOLE.validate_python(given)))
+    except ValueError:
         raise WrongType(name, "int_parsing", "a valid integer", given) from None
-    return max(least, min(most, int(given)))
 
 
 def _switch(fields: Mapping[str, Any], name: str) -> bool:

@@ -351,8 +351,14 @@ def test_waiting_too_long_is_told(serve: Serve, tmp_path: Path) -> None:
 def test_fields_as_fastapi_reads_them() -> None:
     asked = read({"stage1_steps": "", "download": "YES", "stage2_steps": "20"})
     assert (asked.stage1_steps, asked.stage2_steps, asked.download) == (50, 20, True)
-    assert read({"stage1_steps": 40.0}).stage1_steps == 40
-    for wrong in ({"stage1_steps": "1.5"}, {"stage2_steps": True}, {"download": "2"}):
+    assert all(read({"stage1_steps": n}).stage1_steps == 40 for n in (40.0, "40.0", " 40 "))
+    for wrong in (
+        {"stage1_steps": "1.5"},
+        {"stage1_steps": "nan"},
+        {"stage1_steps": [40]},
+        {"stage2_steps": True},
+        {"download": "2"},
+    ):
         with pytest.raises(WrongType):
             read(wrong)
     with pytest.raises(BadRequest, match="must be one of"):
