@@ -497,6 +497,11 @@ def test_health_and_models(polypod, service):
     service.breaks("/health", status=503, body=b'{"status": "degraded", "reasons": ["No GPU."]}')
     ill = polypod("health")
     assert ill.exit_code == 1 and "No GPU." in ill.stdout
+    service.heals()
+    full_disk = b'{"status": "healthy", "refuses": "The disk budget is used up."}'
+    service.breaks("/health", status=200, body=full_disk)
+    full = polypod("health")
+    assert full.exit_code == 0 and "The disk budget is used up." in full.stdout
 
 
 # --- settings, help, completion -------------------------------------------------------------------

@@ -91,7 +91,8 @@ def show_health(as_json: bool, url: str, api_key: str) -> int:
             colour = "green" if health.status == "healthy" else "yellow"
             out = result_console()
             out.print(f"[bold {colour}]{escape(health.status)}[/] {escape(_queue(health.queue))}")
-            for reason in health.raw.get("reasons") or ():
+            refuses = health.raw.get("refuses")
+            for reason in (*(health.raw.get("reasons") or ()), *([refuses] if refuses else [])):
                 out.print(f"  {escape(str(reason))}")
             loaded = "loaded" if health.model_loaded else "not loaded; the next job loads it"
             out.print(f"  model {loaded}; version {escape(health.version)}")
