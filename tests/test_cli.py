@@ -293,6 +293,7 @@ def test_wrong_usage(polypod):
         (["generate", "dog.png"], "There is no file dog.png."),
         (["generate", "b"], "b is a folder"),
         (["generate", "cat.png", "-p", "depth"], "write it like"),
+        (["generate", "cat.png", "-o", "cat.png"], "'cat.png' is a file"),
         (["generate", "cat.png", "-i", "mask=none.png"], "There is no file none.png."),
         (["generat"], "Did you mean 'generate'?"),
         (["serve", "inflat"], "There is no model 'inflat'"),
@@ -631,15 +632,15 @@ def processes_of(folder: Path) -> list[str]:
 
 
 def test_run_makes_a_model_and_leaves_nothing_running(egg):
-    running = child("run", "egg.png", "-p", "resolution=64")
+    running = child("run", "egg.png", "-p", "resolution=64", "-o", "my models")
     said, complaint = running.communicate(timeout=120)
     assert running.returncode == 0, complaint
-    egg_views = [f"egg_view_{i}.png" for i in range(4)]
-    assert names() == ["egg.glb", "egg_manifest.json", *egg_views]
-    assert Path("out/egg.glb").read_bytes().startswith(b"glTF")
-    assert Path("out/egg_view_0.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads(Path("out/egg_manifest.json").read_text())["model"]
-    assert "out/egg.glb" in said and "watertight" in said and "make serve" in said
+    egg_views, out = [f"egg_view_{i}.png" for i in range(4)], Path("my models")
+    assert names(out) == ["egg.glb", "egg_manifest.json", *egg_views]
+    assert (out / "egg.glb").read_bytes().startswith(b"glTF")
+    assert (out / "egg_view_0.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "egg_manifest.json").read_text())["model"]
+    assert "open 'my models/egg.glb'" in said and "watertight" in said and "make serve" in said
     assert processes_of(egg) == [] and names("tmp") == []
 
 

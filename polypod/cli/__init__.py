@@ -42,7 +42,14 @@ ApiKey = Annotated[
     ),
 ]
 Out = Annotated[
-    Path, typer.Option("--out", "-o", help="Folder for the results; made if it is not there.")
+    Path,
+    typer.Option(
+        "--out",
+        "-o",
+        file_okay=False,
+        writable=True,
+        help="Folder for the results; made if it is not there.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs: one JSON document.")]
 Format = Annotated[

@@ -101,7 +101,7 @@ def _tell_next(item: Item, order: Order, presets: list[str], seconds: float) -> 
     again = f"run {shlex.quote(str(item.source))} -m {item.model}"
     finer = next((p for p in reversed(presets) if p not in ("", order.params.get("preset"))), "")
     steps = (
-        (f"open {result}", "look at it, in any viewer of 3D models"),
+        (f"open {shlex.quote(str(result))}", "look at it, in any viewer of 3D models"),
         *([(typed(f"{again} --preset {finer}"), "another preset")] if finer else []),
         (keep, "keep the service at http://127.0.0.1:8000, then:"),
         (typed("generate YOUR_PHOTO.jpg"), "your own pictures, many at once"),
