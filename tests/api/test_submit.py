@@ -137,8 +137,9 @@ def test_a_null_seed_is_drawn_and_told(server: Server) -> None:
 
 def test_a_full_queue_refuses_with_its_figures(serve: Any, tmp_path: Path) -> None:
     with serve(tmp_path, max_queue_size=1) as server:
-        running = server.submit(PNG, seconds=60)["job_id"]
-        until(lambda: server.job(running)["status"] == "processing")
+        for seconds in (60, 61):  # one at work, and one that is prepared meanwhile
+            running = server.submit(PNG, seconds=seconds)["job_id"]
+            until(lambda job=running: server.job(job)["status"] == "processing")
         answers = [submit(server, seed=None, seconds=60, key=f"k{n}") for n in range(4)]
         full = answers[-1]
         assert full.status_code == 503
