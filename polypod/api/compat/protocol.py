@@ -93,6 +93,8 @@ def read_order(body: Mapping[str, Any]) -> Order:
             "Leave it out, and download the `url` of the output.",
         )
     fields = dict(cast(dict[str, Any], given))
+    if webhook and fields.get("webhook_url"):
+        raise BadRequest("`webhook` and `input.webhook_url` are both given.", "Send one of them.")
     return Order(fields, _policy(body.get("policy")), webhook or "")
 
 

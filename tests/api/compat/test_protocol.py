@@ -126,6 +126,7 @@ def test_policies_are_read() -> None:
         {"input": {}, "policy": {"lowPriority": 1}},
         {"input": {}, "policy": {"executiontimeout": 5000}},
         {"input": {}, "s3Config": {"bucketName": "b"}},
+        {"input": {"webhook_url": "https://a.example"}, "webhook": "https://b.example"},
     ],
 )
 def test_what_cannot_be_done_is_refused_with_words(body: dict[str, Any]) -> None:
