@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import re
 import sqlite3
 import time
@@ -113,6 +115,7 @@ def _sqlite(url: URL, readers: int) -> tuple[Engine, Engine]:
             "Set POLYPOD_DATA to a folder that can be written.",
         ) from error
     _refuse_network(path.parent.resolve())
+    _make_private(path)
     url = url.set(database=str(path))
     plain: dict[str, Any] = {"isolation_level": None}  # the driver begins nothing by itself
     writing = create_engine(
@@ -123,6 +126,15 @@ def _sqlite(url: URL, readers: int) -> tuple[Engine, Engine]:
     on_connect(reading, [*_pragmas(), "PRAGMA query_only = on"])
     _on_begin(writing, "BEGIN IMMEDIATE")
     return writing, reading
+
+
+def _make_private(path: Path) -> None:
+    """For its owner's eyes, as it holds the webhooks' secret; what lies beside it is made alike."""
+    for each in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
+        with contextlib.suppress(OSError):  # not there yet, or somebody else's
+            each.chmod(each.stat().st_mode & 0o700)
+    with contextlib.suppress(OSError):  # told as the database is opened
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def _refuse_network(folder: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
+from sqlalchemy.engine import make_url
 
 from polypod.errors import Unavailable
 from polypod.jobs.store.database import network_file_system, open_engines, revision, to_json
@@ -75,6 +77,22 @@ def test_sqlite_is_durable_and_reads_only_read(sqlite_url: str) -> None:
             for name, value in {**settings, "query_only": query_only}.items():
                 assert connection.exec_driver_sql(f"PRAGMA {name}").scalar() == value
         engine.dispose()
+
+
+def test_what_is_in_the_file_is_its_owners_affair(sqlite_url: str) -> None:
+    """It holds the secret that webhooks are signed with."""
+    path = Path(str(make_url(sqlite_url).database))
+    for was in (None, 0o644):
+        if was:
+            path.chmod(was)
+        writing, reading = open_engines(sqlite_url, readers=1)
+        with writing.begin() as connection:
+            connection.execute(text("CREATE TABLE IF NOT EXISTS one (n INTEGER)"))
+            connection.execute(text("INSERT INTO one VALUES (1)"))
+            modes = {f.name: stat.S_IMODE(f.stat().st_mode) for f in path.parent.glob("*.db*")}
+        assert path.name in modes and set(modes.values()) == {0o600}, modes
+        writing.dispose()
+        reading.dispose()
 
 
 def test_postgres_urls_need_no_driver_name(postgres_url: str) -> None:
