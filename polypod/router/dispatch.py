@@ -27,7 +27,7 @@ from polypod.router.choose import Held, Offer, Served, next_dispatch, next_move
 from polypod.router.endpoint import Endpoint, Known
 from polypod.router.endpoints import Endpoints, Pods
 from polypod.router.errand import Broken, Errand, Gone
-from polypod.router.handover import Refused
+from polypod.router.handover import ANSWER_S, Refused
 from polypod.router.routed import RoutedLive
 
 log = logging.getLogger("polypod.router")
@@ -36,6 +36,7 @@ SETTLE_S = 10.0
 """How long after a start jobs that were under way are kept for the pods that may have them."""
 RETRY_S = 2.0
 TIDY_S = 5.0
+CANCEL_AGAIN_S = ANSWER_S + 1.0
 GONE = 5
 """So often in a row a pod may not have a job that it was given, before it counts as broken."""
 
@@ -257,8 +258,7 @@ class Dispatcher:
     ) -> None:
         """What is home, or cancelled, need not stay on the pod."""
         if errand:
-            errand.cancel()
-            await asyncio.wait([errand])  # it may have been handing the job over
+            await _call_off(errand)  # it may have been handing the job over
         await self._end_there(endpoint, job.id, ended=job.status != "cancelled")
 
     async def _end_there(self, endpoint: Endpoint, job_id: str, *, ended: bool) -> None:
@@ -322,8 +322,7 @@ class Dispatcher:
     async def _take_back(self, live: RoutedLive, endpoint: Endpoint) -> None:
         """Have it here again, unless its endpoint has begun to work on it."""
         assert live.errand
-        live.errand.cancel()
-        await asyncio.wait([live.errand])
+        await _call_off(live.errand)
         taken = False
         if still_there := self.acts and self._is_at(live, endpoint):
             try:
@@ -434,6 +433,13 @@ class Dispatcher:
             live.ready_since = time.monotonic()
             self._book.queue.mark_ready(live)
             self._wake()
+
+
+async def _call_off(errand: asyncio.Task[Any]) -> None:
+    """Cancelled until it ends: a cancel that meets the answer it waits for can get lost."""
+    while not errand.done():
+        errand.cancel()
+        await asyncio.wait([errand], timeout=CANCEL_AGAIN_S)
 
 
 def _served(models: Mapping[str, CardModel]) -> dict[str, Served]:
