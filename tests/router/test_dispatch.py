@@ -84,6 +84,7 @@ def test_the_card_is_the_pods_own(one_pod):
 
 def test_events_pass_through(one_pod):
     router, _ = one_pod
+    router.submit(PICTURE, seconds=1, steps=10)  # so that the next waits until it is listened to
     job = router.submit(PICTURE, seconds=0.5, steps=10, say="a line")
     with router.client.stream("GET", f"/job/{job['job_id']}/events") as stream:
         text = "".join(stream.iter_text())
