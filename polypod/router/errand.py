@@ -35,6 +35,7 @@ AGAIN_S = (0.5, 2.0)
 """Waits before a pod that failed at a job is asked once more for the same."""
 MOST_TEXT = 2001
 """Characters of a line that a model prints (`workers.output`)."""
+MOST_LINES = 1000
 MOST_ETA_S = 1e8
 MOST_ASSETS = 1000
 MOST_MANIFEST = 1 << 20
@@ -136,6 +137,9 @@ class Errand:
         if event.kind == "log":
             self._book.logged(live, _text(event.data.get("line", "")))
             return view
+        if event.kind == "snapshot" and not live.log:  # printed before it was listened to
+            for line in str(event.data.get("log") or "").splitlines()[-MOST_LINES:]:
+                self._book.logged(live, _text(line))
         if event.kind in ("snapshot", "asset"):
             for asset in view.assets:
                 self._fetch(asset)
